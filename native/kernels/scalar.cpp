@@ -1,0 +1,128 @@
+// The reference: plain C++, one lane. The other instruction sets are tested against it.
+#include <cmath>
+
+#include "kernels/vector_kernels.h"
+
+namespace pomona {
+namespace {
+
+struct Scalar {
+  using F = float;
+  static constexpr int width = 1;
+  static constexpr int attend_rows = 1;
+  static constexpr int value_blocks = 1;
+
+  static F load(const float* p) { return *p; }
+  static void store(float* p, F v) { *p = v; }
+  static F set1(float v) { return v; }
+  static F fma(F a, F b, F c) { return std::fma(a, b, c); }
+  static F add(F a, F b) { return a + b; }
+  static F sub(F a, F b) { return a - b; }
+  static F mul(F a, F b) { return a * b; }
+  static F div(F a, F b) { return a / b; }
+  static F max(F a, F b) { return a > b ? a : b; }
+  static F min(F a, F b) { return a < b ? a : b; }
+  static F abs(F a) { return std::fabs(a); }
+  static float sqrt(float a) { return std::sqrt(a); }
+  static F round(F a) { return std::nearbyint(a); }
+  static F exp2i(F n) { return std::ldexp(1.0f, static_cast<int>(n)); }
+  static F zero_below(F x, F limit, F value) { return x < limit ? 0.0f : value; }
+  static float reduce_add(F a) { return a; }
+  static float reduce_max(F a) { return a; }
+  static bool any_equal(F a, F b) { return a == b; }
+
+  static F bf16(const std::uint16_t* p) {
+    const std::uint32_t u = static_cast<std::uint32_t>(*p) << 16;
+    float f;
+    std::memcpy(&f, &u, 4);
+    return f;
+  }
+  static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
+    low = bf16(p);
+    high = bf16(p + 1);
+  }
+  // Rounds to the nearest int16, stores it as column k of a row, returns the sum of the lanes.
+  static std::int32_t store_quantized(F a, std::uint8_t* row, int, int k) {
+    const auto q = static_cast<std::int16_t>(std::lrintf(a));
+    std::memcpy(row + 2 * k, &q, 2);
+    return q;
+  }
+};
+
+int packed_value(const Matrix& w, const std::uint8_t* group, const std::int8_t* table, int r, int k) {
+  if (w.format == Format::int8) return group[static_cast<std::size_t>(k / 4) * 64 + r * 4 + k % 4] - 128;
+  const std::uint8_t byte = group[static_cast<std::size_t>(k / 8) * 64 + r * 4 + k % 4];
+  return table[k & 4 ? byte >> 4 : byte & 15];
+}
+
+void matmul_packed(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride, std::uint8_t*) {
+  const int tables = w.format == Format::palette ? w.cols / w.table_cols : 1;
+  for (int g = g0; g < g1; ++g) {
+    const std::uint8_t* group = w.data + g * w.group_bytes();
+    for (int m = 0; m < x.rows; ++m) {
+      const auto* q = reinterpret_cast<const std::int16_t*>(x.q + static_cast<std::size_t>(m) * 2 * x.cols);
+      for (int r = 0; r < kGroupRows; ++r) {
+        float f = 0.0f;
+        for (int b = 0; b < x.blocks(); ++b) {
+          const int t = w.format == Format::palette ? g * tables + b * kBlock / w.table_cols : 0;
+          const std::int8_t* table = w.format == Format::palette ? w.tables + t * 16 : nullptr;
+          std::int32_t dot = 0;
+          for (int k = b * kBlock; k < (b + 1) * kBlock; ++k) dot += packed_value(w, group, table, r, k) * q[k];
+          float scale = x.scale[static_cast<std::size_t>(m) * x.blocks() + b];
+          if (w.format == Format::palette) scale *= half_to_float(w.table_scales[t]);
+          f = std::fma(static_cast<float>(dot), scale, f);
+        }
+        const int row = g * kGroupRows + r;
+        y[m * y_stride + row] = f * half_to_float(w.row_scales[row]);
+      }
+    }
+  }
+}
+
+} // namespace
+
+float half_to_float(std::uint16_t h) {
+  const std::uint32_t sign = static_cast<std::uint32_t>(h & 0x8000u) << 16;
+  const int exponent = (h >> 10) & 31;
+  const std::uint32_t mantissa = h & 0x3ffu;
+  if (exponent == 0) { // zero and subnormals
+    const float f = std::ldexp(static_cast<float>(mantissa), -24);
+    return sign ? -f : f;
+  }
+  const std::uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : static_cast<std::uint32_t>(exponent + 112) << 23) |
+                             mantissa << 13;
+  float f;
+  std::memcpy(&f, &bits, 4);
+  return f;
+}
+
+float weight_value(const Matrix& w, int row, int col) {
+  if (w.format == Format::bf16)
+    return Scalar::bf16(reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols + col);
+  const int g = row / kGroupRows, r = row % kGroupRows;
+  const std::uint8_t* group = w.data + g * w.group_bytes();
+  float scale = half_to_float(w.row_scales[row]);
+  const std::int8_t* table = nullptr;
+  if (w.format == Format::palette) {
+    const int t = g * (w.cols / w.table_cols) + col / w.table_cols;
+    table = w.tables + t * 16;
+    scale *= half_to_float(w.table_scales[t]);
+  }
+  return static_cast<float>(packed_value(w, group, table, r, col)) * scale;
+}
+
+void embedding_row(const Matrix& w, int row, float* out) {
+  for (int k = 0; k < w.cols; ++k) out[k] = weight_value(w, row, k);
+}
+
+const Kernels& scalar_kernels() {
+  static const Kernels kernels = [] {
+    Kernels k = VectorKernels<Scalar>::table("scalar");
+    k.matmul_palette = matmul_packed;
+    k.matmul_int8 = matmul_packed;
+    return k;
+  }();
+  return kernels;
+}
+
+} // namespace pomona
