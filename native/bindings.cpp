@@ -1,0 +1,254 @@
+// pomona._native: what Python sees of the native core. Every array is checked here; no pointer leaves its owner.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <memory>
+#include <span>
+
+#include "compression/kmeans.h"
+#include "engine/engine.h"
+#include "kernels/kernels.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace pomona {
+namespace {
+
+template <class T> using Array = nb::ndarray<nb::numpy, T, nb::c_contig>;
+template <class T, int N> using Input = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+using AnyInput = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
+
+template <class T> Array<T> to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {
+  auto owner = std::make_unique<std::vector<T>>(std::move(values));
+  T* data = owner->data();
+  nb::capsule capsule(owner.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  owner.release(); // the capsule owns it now
+  return Array<T>(data, shape.size(), shape.data(), capsule);
+}
+
+DType dtype_of(const std::string& name) {
+  if (name == "BF16") return DType::bf16;
+  if (name == "F16") return DType::f16;
+  if (name == "F32") return DType::f32;
+  if (name == "I8") return DType::i8;
+  if (name == "U8") return DType::u8;
+  throw std::invalid_argument("data type " + name + " is not supported");
+}
+
+std::size_t size_of(DType dtype) {
+  switch (dtype) {
+  case DType::f32:
+    return 4;
+  case DType::bf16:
+  case DType::f16:
+    return 2;
+  default:
+    return 1;
+  }
+}
+
+// name -> (dtype, array). The arrays are kept alive by the engine that is made from them.
+TensorMap tensor_map(const nb::dict& tensors, std::vector<AnyInput>& keep) {
+  TensorMap map;
+  for (auto [key, value] : tensors) {
+    const auto name = nb::cast<std::string>(key);
+    const auto pair = nb::cast<nb::tuple>(value);
+    TensorView view;
+    view.dtype = dtype_of(nb::cast<std::string>(pair[0]));
+    const auto array = nb::cast<AnyInput>(pair[1]);
+    if (array.itemsize() != size_of(view.dtype))
+      throw std::invalid_argument("tensor '" + name + "' has elements of " + std::to_string(array.itemsize()) + " bytes");
+    for (std::size_t i = 0; i < array.ndim(); ++i) view.shape.push_back(static_cast<std::int64_t>(array.shape(i)));
+    view.data = static_cast<const std::uint8_t*>(array.data());
+    keep.push_back(array);
+    map.emplace(name, std::move(view));
+  }
+  return map;
+}
+
+ModelShape model_shape(const nb::dict& d) {
+  ModelShape s;
+  const auto integer = [&](const char* key) { return nb::cast<int>(d[key]); };
+  const auto number = [&](const char* key) { return nb::cast<double>(d[key]); };
+  s.vocab = integer("vocab");
+  s.hidden = integer("hidden");
+  s.ffn = integer("ffn");
+  s.layers = integer("layers");
+  s.heads = integer("heads");
+  s.kv_heads = integer("kv_heads");
+  s.head_dim = integer("head_dim");
+  s.max_positions = integer("max_positions");
+  s.rms_norm_eps = static_cast<float>(number("rms_norm_eps"));
+  s.rope_theta = number("rope_theta");
+  s.rope_factor = number("rope_factor");
+  s.rope_low_freq = number("rope_low_freq");
+  s.rope_high_freq = number("rope_high_freq");
+  s.rope_original_positions = number("rope_original_positions");
+  s.qk_norm = nb::cast<bool>(d["qk_norm"]);
+  s.qkv_bias = nb::cast<bool>(d["qkv_bias"]);
+  s.tied = nb::cast<bool>(d["tied"]);
+  return s;
+}
+
+// The engine together with the arrays that its weights point into.
+struct OwningEngine {
+  std::vector<AnyInput> arrays;
+  std::unique_ptr<Engine> engine;
+
+  OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa, int kv_tokens,
+               int batch_tokens, bool huge_pages) {
+    const TensorMap map = tensor_map(tensors, arrays);
+    const ModelShape model = model_shape(shape);
+    const nb::gil_scoped_release release;
+    engine = std::make_unique<Engine>(model, map, EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages});
+  }
+
+  std::vector<int> step(const std::vector<StepInput>& inputs) {
+    const nb::gil_scoped_release release;
+    return engine->step(inputs);
+  }
+
+  void logits(int sequence, Input<std::int32_t, 1> tokens, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+    if (out.shape(0) != tokens.shape(0) || out.shape(1) != static_cast<std::size_t>(engine->shape().vocab))
+      throw std::invalid_argument("logits needs an output of shape [tokens, vocab]");
+    const nb::gil_scoped_release release;
+    engine->logits(sequence, {tokens.data(), tokens.size()}, out.data());
+  }
+
+  Array<float> score(int sequence, Input<std::int32_t, 1> tokens, Input<std::int32_t, 1> targets) {
+    std::vector<float> out(tokens.size());
+    {
+      const nb::gil_scoped_release release;
+      engine->score(sequence, {tokens.data(), tokens.size()}, {targets.data(), targets.size()}, out.data());
+    }
+    return to_numpy(std::move(out), {tokens.size()});
+  }
+
+  nb::dict moments() const {
+    nb::dict result;
+    for (const auto& [name, moment] : engine->moments())
+      result[name.c_str()] = nb::make_tuple(to_numpy(moment.squares, {moment.squares.size()}), moment.rows);
+    return result;
+  }
+};
+
+nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int table_columns, int threads) {
+  const int rows = static_cast<int>(weights.shape(0)), cols = static_cast<int>(weights.shape(1));
+  Palettes p;
+  {
+    const nb::gil_scoped_release release;
+    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()}, table_columns, threads);
+  }
+  const std::size_t groups = p.groups, tables = p.tables;
+  nb::dict result;
+  result["indices"] = to_numpy(std::move(p.indices), {groups, static_cast<std::size_t>(cols) / 8, 64});
+  result["tables"] = to_numpy(std::move(p.entries), {groups, tables, 16});
+  result["table_scales"] = to_numpy(std::move(p.table_scales), {groups, tables});
+  result["row_scales"] = to_numpy(std::move(p.row_scales), {groups * 16});
+  result["squared_error"] = p.squared_error;
+  result["squared_norm"] = p.squared_norm;
+  return result;
+}
+
+// A packed matrix times float activations, for tests and benchmarks of one kernel: quantise, multiply.
+Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors, Input<float, 2> x, int threads) {
+  std::vector<AnyInput> keep;
+  const TensorMap map = tensor_map(tensors, keep);
+  const int m = static_cast<int>(x.shape(0)), cols = static_cast<int>(x.shape(1));
+  if (m < 1 || rows < 1) throw std::invalid_argument("an empty product");
+  const Matrix w = read_matrix(map, "w", rows, cols);
+  const Kernels& kernels = select_kernels(isa.c_str());
+  std::vector<float> y(static_cast<std::size_t>(m) * rows);
+  {
+    const nb::gil_scoped_release release;
+    const std::size_t blocks = (cols + kBlock - 1) / kBlock;
+    HugeArray<std::uint8_t> bytes(m * 2 * blocks * kBlock);
+    HugeArray<float> scales(m * blocks);
+    HugeArray<std::int32_t> offsets(m * blocks);
+    const QuantRows quantized{m, cols, bytes.data(), scales.data(), offsets.data()};
+    if (w.format != Format::bf16)
+      for (int i = 0; i < m; ++i) kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, 0, cols, quantized, i);
+    ThreadPool pool(threads);
+    std::vector<HugeArray<std::uint8_t>> scratch;
+    for (int t = 0; t < threads; ++t) scratch.emplace_back(matmul_scratch(cols));
+    pool.run([&](int t) {
+      const auto [g0, g1] = share(w.groups(), t, threads);
+      if (g0 == g1) return;
+      if (w.format == Format::palette) kernels.matmul_palette(w, g0, g1, quantized, y.data(), rows, scratch[t].data());
+      if (w.format == Format::int8) kernels.matmul_int8(w, g0, g1, quantized, y.data(), rows, scratch[t].data());
+      if (w.format == Format::bf16)
+        kernels.matmul_bf16(w, g0 * kGroupRows, std::min(g1 * kGroupRows, rows), x.data(), cols, m, y.data(), rows);
+    });
+  }
+  return to_numpy(std::move(y), {static_cast<std::size_t>(m), static_cast<std::size_t>(rows)});
+}
+
+int sample_logits(Input<float, 1> logits, const Sampling& sampling, Input<std::int32_t, 1> history, std::int64_t position) {
+  std::vector<float> copy(logits.data(), logits.data() + logits.size());
+  const std::span<const std::int32_t> tokens(history.data(), history.size());
+  for (const std::int32_t token : tokens)
+    if (token < 0 || static_cast<std::size_t>(token) >= copy.size()) throw std::invalid_argument("a history token is outside the vocabulary");
+  return sample(select_kernels("auto"), copy, sampling, tokens, position);
+}
+
+} // namespace
+} // namespace pomona
+
+NB_MODULE(_native, m) {
+  using namespace pomona;
+  m.doc() = "The native core of pomona: kernels, engine, palettisation.";
+
+  nb::register_exception_translator([](const std::exception_ptr& p, void*) {
+    try {
+      std::rethrow_exception(p);
+    } catch (const KvCacheFull& e) {
+      PyErr_SetString(PyExc_MemoryError, e.what());
+    }
+  });
+
+  nb::class_<Sampling>(m, "Sampling")
+      .def(
+          "__init__",
+          [](Sampling* s, float temperature, int top_k, float top_p, float min_p, float repetition_penalty, std::uint64_t seed) {
+            new (s) Sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed};
+          },
+          "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition_penalty"_a = 1.0f, "seed"_a = 0);
+
+  nb::class_<StepInput>(m, "StepInput")
+      .def(
+          "__init__",
+          [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling) {
+            new (s) StepInput{sequence, std::move(tokens), sampling};
+          },
+          "sequence"_a, "tokens"_a, "sampling"_a);
+
+  nb::class_<OwningEngine>(m, "Engine")
+      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool>(), "shape"_a, "tensors"_a,
+           "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a)
+      .def("new_sequence", [](OwningEngine& e) { return e.engine->new_sequence(); })
+      .def("free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a)
+      .def("length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a)
+      .def("truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); }, "sequence"_a, "length"_a)
+      .def("step", &OwningEngine::step, "inputs"_a)
+      .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
+      .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
+      .def("collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a)
+      .def("moments", &OwningEngine::moments)
+      .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
+      .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })
+      .def_prop_ro("batch_tokens", [](const OwningEngine& e) { return e.engine->batch_tokens(); })
+      .def_prop_ro("kv_tokens", [](const OwningEngine& e) { return e.engine->kv_tokens(); })
+      .def_prop_ro("free_tokens", [](const OwningEngine& e) { return e.engine->free_tokens(); })
+      .def_prop_ro("bytes_per_token", [](const OwningEngine& e) { return e.engine->bytes_per_token(); })
+      .def_prop_ro("kv_bytes_per_token", [](const OwningEngine& e) { return e.engine->kv_bytes_per_token(); });
+
+  m.def("available_isas", [] { return std::string(available_kernels()); });
+  m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "table_columns"_a, "threads"_a);
+  m.def("multiply_packed", &multiply_packed, "isa"_a, "rows"_a, "tensors"_a, "x"_a, "threads"_a);
+  m.def("sample", &sample_logits, "logits"_a, "sampling"_a, "history"_a, "position"_a);
+}

@@ -1,0 +1,255 @@
+#include "compression/kmeans.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+
+#include "engine/thread_pool.h"
+#include "kernels/kernels.h"
+
+namespace pomona {
+namespace {
+
+constexpr int kColors = 16;
+constexpr int kBins = 256;       // the exact solution is found on this many bins, then refined on all values
+constexpr int kRefinements = 10;
+
+struct Weighted {
+  float value, weight;
+};
+
+// Sums of weight, weight * value, weight * value^2 of everything before i.
+struct Prefix {
+  std::vector<double> w, wv, wvv;
+  void build(std::span<const Weighted> sorted) {
+    w.assign(sorted.size() + 1, 0.0);
+    wv = wvv = w;
+    for (std::size_t i = 0; i < sorted.size(); ++i) {
+      const double weight = sorted[i].weight, value = sorted[i].value;
+      w[i + 1] = w[i] + weight;
+      wv[i + 1] = wv[i] + weight * value;
+      wvv[i + 1] = wvv[i] + weight * value * value;
+    }
+  }
+  double mean(std::size_t a, std::size_t b, double otherwise) const {
+    const double mass = w[b] - w[a];
+    return mass > 0.0 ? (wv[b] - wv[a]) / mass : otherwise;
+  }
+  // Weighted squared distance of [a, b) to its mean.
+  double cost(std::size_t a, std::size_t b) const {
+    const double mass = w[b] - w[a];
+    if (mass <= 0.0) return 0.0;
+    const double sum = wv[b] - wv[a];
+    return std::max(0.0, (wvv[b] - wvv[a]) - sum * sum / mass);
+  }
+};
+
+// Optimal cut of the bins into 16 intervals. best[j] = min over i of previous[i] + cost(i, j); the minimising i grows
+// with j, so each row is solved by divide and conquer in O(n log n).
+class IntervalSolver {
+ public:
+  std::array<int, kColors + 1> solve(const Prefix& prefix, const std::vector<std::size_t>& edges) {
+    prefix_ = &prefix;
+    edges_ = &edges;
+    const int n = static_cast<int>(edges.size()) - 1;
+    previous_.resize(n + 1);
+    for (int j = 0; j <= n; ++j) previous_[j] = prefix.cost(edges[0], edges[j]);
+    for (int color = 1; color < kColors; ++color) {
+      best_.assign(n + 1, 0.0);
+      choice_[color].assign(n + 1, 0);
+      solve_row(choice_[color], 0, n, 0, n);
+      previous_.swap(best_);
+    }
+    std::array<int, kColors + 1> cuts{};
+    cuts[kColors] = n;
+    for (int color = kColors - 1; color >= 1; --color) cuts[color] = choice_[color][cuts[color + 1]];
+    return cuts;
+  }
+
+ private:
+  void solve_row(std::vector<int>& choice, int j0, int j1, int i0, int i1) {
+    if (j0 > j1) return;
+    const int j = (j0 + j1) / 2;
+    double best = std::numeric_limits<double>::infinity();
+    int from = i0;
+    for (int i = i0; i <= std::min(i1, j); ++i) {
+      const double c = previous_[i] + prefix_->cost((*edges_)[i], (*edges_)[j]);
+      if (c < best) {
+        best = c;
+        from = i;
+      }
+    }
+    best_[j] = best;
+    choice[j] = from;
+    solve_row(choice, j0, j - 1, i0, from);
+    solve_row(choice, j + 1, j1, from, i1);
+  }
+
+  const Prefix* prefix_ = nullptr;
+  const std::vector<std::size_t>* edges_ = nullptr;
+  std::vector<double> previous_, best_;
+  std::array<std::vector<int>, kColors> choice_;
+};
+
+// Working memory of one thread.
+struct Worker {
+  std::vector<Weighted> values;
+  Prefix prefix;
+  IntervalSolver solver;
+
+  // 16 ascending centres of `values`, which it sorts.
+  std::array<double, kColors> centres() {
+    std::sort(values.begin(), values.end(), [](const Weighted& a, const Weighted& b) {
+      return a.value != b.value ? a.value < b.value : a.weight < b.weight;
+    });
+    prefix.build(values);
+    const std::size_t n = values.size(), bins = std::min<std::size_t>(kBins, n);
+    std::vector<std::size_t> edges;
+    for (std::size_t b = 0; b <= bins; ++b) edges.push_back(n * b / bins);
+    const std::array<int, kColors + 1> cuts = solver.solve(prefix, edges);
+    std::array<std::size_t, kColors + 1> cut{};
+    for (int c = 0; c <= kColors; ++c) cut[c] = edges[cuts[c]];
+    std::array<double, kColors> centre{};
+    for (int round = 0; round < kRefinements; ++round) {
+      for (int c = 0; c < kColors; ++c)
+        centre[c] = prefix.mean(cut[c], cut[c + 1], cut[c] < n ? values[cut[c]].value : values.back().value);
+      std::sort(centre.begin(), centre.end());
+      const auto before = cut;
+      for (int c = 1; c < kColors; ++c) {
+        const double middle = 0.5 * (centre[c - 1] + centre[c]);
+        cut[c] = std::lower_bound(values.begin(), values.end(), middle,
+                                  [](const Weighted& v, double m) { return v.value < m; }) -
+                 values.begin();
+      }
+      if (cut == before) break;
+    }
+    return centre;
+  }
+};
+
+class Palettizer {
+ public:
+  Palettizer(std::span<const float> weights, int rows, int cols, std::span<const float> importance, int table_cols)
+      : weights_(weights), cols_(cols), importance_(importance), table_cols_(table_cols) {
+    out_.groups = rows / kGroupRows;
+    out_.tables = cols / table_cols;
+    out_.indices.assign(static_cast<std::size_t>(out_.groups) * cols * 8, 0);
+    out_.entries.assign(static_cast<std::size_t>(out_.groups) * out_.tables * kColors, 0);
+    out_.table_scales.assign(static_cast<std::size_t>(out_.groups) * out_.tables, 0);
+    out_.row_scales.assign(static_cast<std::size_t>(out_.groups) * kGroupRows, 0);
+    errors_.assign(out_.groups, 0.0);
+    norms_.assign(out_.groups, 0.0);
+  }
+
+  Palettes run(int threads) {
+    ThreadPool pool(threads);
+    std::vector<Worker> workers(threads);
+    std::atomic<int> next{0};
+    pool.run([&](int t) {
+      for (int g = next.fetch_add(1); g < out_.groups; g = next.fetch_add(1)) group(g, workers[t]);
+    });
+    for (int g = 0; g < out_.groups; ++g) { // in order: the same sum for any number of threads
+      out_.squared_error += errors_[g];
+      out_.squared_norm += norms_[g];
+    }
+    return std::move(out_);
+  }
+
+ private:
+  void group(int g, Worker& worker) {
+    const int first = g * kGroupRows;
+    float scales[kGroupRows] = {};
+    for (int r = 0; r < kGroupRows; ++r) {
+      double squares = 0.0;
+      for (int k = 0; k < cols_; ++k) {
+        const double w = weights_[static_cast<std::size_t>(first + r) * cols_ + k];
+        squares += w * w;
+      }
+      const std::uint16_t half = float_to_half(static_cast<float>(std::sqrt(squares / cols_)));
+      out_.row_scales[first + r] = half;
+      scales[r] = half_to_float(half);
+    }
+    for (int table = 0; table < out_.tables; ++table) fill_table(g, table, first, scales, worker);
+  }
+
+  void fill_table(int g, int table, int first, const float* scales, Worker& worker) {
+    const int k0 = table * table_cols_, k1 = k0 + table_cols_;
+    worker.values.clear();
+    for (int r = 0; r < kGroupRows; ++r) {
+      if (scales[r] == 0.0f) continue;
+      for (int k = k0; k < k1; ++k)
+        worker.values.push_back({weights_[static_cast<std::size_t>(first + r) * cols_ + k] / scales[r],
+                                 importance_[k] * scales[r] * scales[r]});
+    }
+    if (worker.values.empty()) return; // rows of zeros: scale 0 says it all
+    const std::array<double, kColors> centres = worker.centres();
+    const double largest = std::max(std::fabs(centres.front()), std::fabs(centres.back()));
+    const std::size_t t = static_cast<std::size_t>(g) * out_.tables + table;
+    const std::uint16_t half = float_to_half(static_cast<float>(largest / 127.0));
+    const float scale = half_to_float(half);
+    out_.table_scales[t] = half;
+    float entry[kColors];
+    for (int c = 0; c < kColors; ++c) {
+      const double q = scale > 0.0f ? std::nearbyint(centres[c] / scale) : 0.0;
+      out_.entries[t * kColors + c] = static_cast<std::int8_t>(std::clamp(q, -127.0, 127.0));
+      entry[c] = out_.entries[t * kColors + c] * scale;
+    }
+    float middle[kColors - 1];
+    for (int c = 0; c + 1 < kColors; ++c) middle[c] = 0.5f * (entry[c] + entry[c + 1]);
+    for (int r = 0; r < kGroupRows; ++r) {
+      for (int k = k0; k < k1; ++k) {
+        const float w = weights_[static_cast<std::size_t>(first + r) * cols_ + k];
+        int index = 0;
+        if (scales[r] > 0.0f)
+          for (const float m : middle) index += w / scales[r] > m;
+        std::uint8_t& byte = out_.indices[static_cast<std::size_t>(g) * cols_ * 8 + static_cast<std::size_t>(k / 8) * 64 + r * 4 + k % 4];
+        byte = static_cast<std::uint8_t>(byte | (k & 4 ? index << 4 : index));
+        const double error = w - entry[index] * scales[r];
+        errors_[g] += importance_[k] * error * error;
+        norms_[g] += importance_[k] * static_cast<double>(w) * w;
+      }
+    }
+  }
+
+  std::span<const float> weights_;
+  int cols_;
+  std::span<const float> importance_;
+  int table_cols_;
+  Palettes out_;
+  std::vector<double> errors_, norms_;
+};
+
+} // namespace
+
+std::uint16_t float_to_half(float f) {
+  std::uint32_t bits;
+  std::memcpy(&bits, &f, 4);
+  const auto sign = static_cast<std::uint16_t>((bits >> 16) & 0x8000u);
+  const float magnitude = std::fabs(f);
+  if (!(magnitude < 65520.0f)) return static_cast<std::uint16_t>(sign | (std::isnan(f) ? 0x7e00u : 0x7c00u));
+  if (magnitude < 0x1.0p-14f) // subnormal: a whole number of 2^-24
+    return static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(std::nearbyint(magnitude * 0x1.0p24f)));
+  std::memcpy(&bits, &magnitude, 4);
+  bits += 0xfffu + ((bits >> 13) & 1u);
+  return static_cast<std::uint16_t>(sign | ((bits >> 13) - (112u << 10)));
+}
+
+Palettes palettize(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
+                   int table_cols, int threads) {
+  if (rows < kGroupRows || rows % kGroupRows != 0) throw std::invalid_argument("palettize needs a multiple of 16 rows");
+  if (cols < 1 || weights.size() != static_cast<std::size_t>(rows) * cols || importance.size() != static_cast<std::size_t>(cols))
+    throw std::invalid_argument("palettize needs weights [rows, cols] and importance [cols]");
+  if (table_cols < kBlock || table_cols % kBlock != 0 || cols % table_cols != 0)
+    throw std::invalid_argument("table_columns must be a multiple of 64 that divides the matrix's columns");
+  for (const float w : weights)
+    if (!std::isfinite(w)) throw std::invalid_argument("the matrix holds a value that is not finite");
+  for (const float i : importance)
+    if (!std::isfinite(i) || i < 0.0f) throw std::invalid_argument("an importance is negative or not finite");
+  return Palettizer(weights, rows, cols, importance, table_cols).run(std::clamp(threads, 1, 1024));
+}
+
+} // namespace pomona

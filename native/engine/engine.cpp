@@ -1,0 +1,222 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace pomona {
+namespace {
+
+constexpr int kLogitRows = 64; // logits are made and used in tiles of this many rows
+constexpr double kPi = 3.14159265358979323846;
+
+// Frequencies of the rotary embedding, with Llama 3's scaling where the configuration asks for it.
+std::vector<double> inverse_frequencies(const ModelShape& s) {
+  std::vector<double> frequencies;
+  for (int i = 0; i < s.head_dim / 2; ++i) {
+    double f = 1.0 / std::pow(s.rope_theta, 2.0 * i / s.head_dim);
+    if (s.rope_factor > 0.0) {
+      const double wavelength = 2.0 * kPi / f;
+      const double low = s.rope_original_positions / s.rope_low_freq, high = s.rope_original_positions / s.rope_high_freq;
+      if (wavelength > low) {
+        f /= s.rope_factor;
+      } else if (wavelength > high) {
+        const double smooth =
+            (s.rope_original_positions / wavelength - s.rope_low_freq) / (s.rope_high_freq - s.rope_low_freq);
+        f = (1.0 - smooth) * f / s.rope_factor + smooth * f;
+      }
+    }
+    frequencies.push_back(f);
+  }
+  return frequencies;
+}
+
+const ModelShape& checked(const ModelShape& s) {
+  if (s.vocab < 1 || s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads != 0)
+    throw std::invalid_argument("the model's sizes make no model");
+  if (s.hidden < 16 || s.hidden % 16 != 0 || s.ffn < 16 || s.ffn % 16 != 0)
+    throw std::invalid_argument("hidden_size and intermediate_size must be multiples of 16");
+  if (s.head_dim < 16 || s.head_dim % 16 != 0 || s.head_dim > 512)
+    throw std::invalid_argument("head_dim must be a multiple of 16, at most 512");
+  if (s.heads / s.kv_heads > kAttendRows) throw std::invalid_argument("more than 48 query heads share a key/value head");
+  return s;
+}
+
+const EngineOptions& checked(const EngineOptions& o) {
+  if (o.threads < 1 || o.threads > 1024) throw std::invalid_argument("threads must be 1 .. 1024");
+  if (o.kv_tokens < 1) throw std::invalid_argument("kv_tokens must be positive");
+  if (o.batch_tokens < 1 || o.batch_tokens > 1 << 16) throw std::invalid_argument("batch_tokens must be 1 .. 65536");
+  return o;
+}
+
+} // namespace
+
+Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOptions& options)
+    : shape_(checked(shape)),
+      options_(checked(options)),
+      kernels_(select_kernels(options.isa.c_str())),
+      pool_(options.threads),
+      weights_(shape_, tensors, options.huge_pages),
+      cache_(shape.layers, shape.kv_heads, shape.head_dim, options.kv_tokens),
+      inverse_frequency_(inverse_frequencies(shape)) {
+  const std::size_t m = options_.batch_tokens;
+  cos_ = HugeArray<float>(m * shape_.head_dim / 2);
+  sin_ = HugeArray<float>(m * shape_.head_dim / 2);
+  x_ = HugeArray<float>(m * shape_.hidden);
+  normed_ = HugeArray<float>(m * shape_.hidden);
+  qkv_ = HugeArray<float>(m * shape_.qkv_rows());
+  attended_ = HugeArray<float>(m * shape_.q_rows());
+  gate_ = HugeArray<float>(m * shape_.ffn);
+  up_ = HugeArray<float>(m * shape_.ffn);
+  y_ = HugeArray<float>(m * shape_.hidden);
+  head_input_ = HugeArray<float>(static_cast<std::size_t>(kLogitRows) * shape_.hidden);
+  logits_ = HugeArray<float>(static_cast<std::size_t>(kLogitRows) * shape_.vocab);
+
+  const auto quantized = [&](std::size_t rows, int cols) {
+    const std::size_t blocks = (cols + kBlock - 1) / kBlock;
+    QuantRows q;
+    q.cols = cols;
+    q.q = quant_bytes_.emplace_back(rows * 2 * blocks * kBlock).data();
+    q.scale = quant_scales_.emplace_back(rows * blocks).data();
+    q.offset = quant_offsets_.emplace_back(rows * blocks).data();
+    return q;
+  };
+  quant_hidden_ = quantized(m, shape_.hidden);
+  quant_attended_ = quantized(m, shape_.q_rows());
+  quant_ffn_ = quantized(m, shape_.ffn);
+  quant_head_ = quantized(kLogitRows, shape_.hidden);
+  const int widest = std::max({shape_.hidden, shape_.ffn, shape_.q_rows()});
+  for (int t = 0; t < options_.threads; ++t) {
+    scratch_.emplace_back(matmul_scratch(widest));
+    attend_scratch_.emplace_back(static_cast<std::size_t>(kAttendRows) * 3 * shape_.head_dim);
+  }
+}
+
+Engine::Sequence& Engine::sequence(int id) {
+  if (id < 0 || id >= static_cast<int>(sequences_.size()) || !sequences_[id].used)
+    throw std::invalid_argument("sequence " + std::to_string(id) + " does not exist");
+  return sequences_[id];
+}
+
+int Engine::new_sequence() {
+  const std::lock_guard lock(mutex_);
+  auto it = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.used; });
+  if (it == sequences_.end()) it = sequences_.emplace(sequences_.end());
+  it->used = true;
+  return static_cast<int>(it - sequences_.begin());
+}
+
+void Engine::free_sequence(int id) {
+  const std::lock_guard lock(mutex_);
+  Sequence& s = sequence(id);
+  for (const int page : s.pages) cache_.release(page);
+  s = Sequence{};
+}
+
+int Engine::length(int id) {
+  const std::lock_guard lock(mutex_);
+  return static_cast<int>(sequence(id).tokens.size());
+}
+
+void Engine::truncate(int id, int length) {
+  const std::lock_guard lock(mutex_);
+  Sequence& s = sequence(id);
+  if (length < 0 || length > static_cast<int>(s.tokens.size()))
+    throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.tokens.size()) + " tokens to " +
+                                std::to_string(length));
+  s.tokens.resize(length);
+  const std::size_t pages = (length + kPageTokens - 1) / kPageTokens;
+  for (; s.pages.size() > pages; s.pages.pop_back()) cache_.release(s.pages.back());
+}
+
+void Engine::append(std::span<const StepInput> inputs) {
+  int total = 0, pages = 0;
+  std::vector<int> ids;
+  for (const StepInput& input : inputs) {
+    const Sequence& s = sequence(input.sequence);
+    const std::size_t count = input.tokens.size();
+    if (count == 0) throw std::invalid_argument("an input without tokens");
+    if (count > static_cast<std::size_t>(options_.batch_tokens - total))
+      throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) + " tokens in one step");
+    total += static_cast<int>(count);
+    for (const std::int32_t token : input.tokens)
+      if (token < 0 || token >= shape_.vocab)
+        throw std::invalid_argument("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                                    std::to_string(shape_.vocab));
+    const std::size_t length = s.tokens.size() + count;
+    if (length > static_cast<std::size_t>(shape_.max_positions))
+      throw std::invalid_argument("the sequence would exceed the model's " + std::to_string(shape_.max_positions) + " positions");
+    pages += static_cast<int>((length + kPageTokens - 1) / kPageTokens - s.pages.size());
+    ids.push_back(input.sequence);
+  }
+  std::sort(ids.begin(), ids.end());
+  if (std::adjacent_find(ids.begin(), ids.end()) != ids.end())
+    throw std::invalid_argument("a sequence appears twice in one step");
+  if (pages > cache_.free_pages())
+    throw KvCacheFull("the key/value cache is full (" + std::to_string(kv_tokens()) + " tokens for all sequences)");
+
+  runs_.clear();
+  rows_.clear();
+  for (const StepInput& input : inputs) {
+    Sequence& s = sequence(input.sequence);
+    const int start = static_cast<int>(s.tokens.size()), count = static_cast<int>(input.tokens.size());
+    runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start});
+    for (int i = 0; i < count; ++i) rows_.push_back({static_cast<int>(runs_.size()) - 1, start + i, input.tokens[i]});
+    s.tokens.insert(s.tokens.end(), input.tokens.begin(), input.tokens.end());
+    while (s.pages.size() * kPageTokens < s.tokens.size()) s.pages.push_back(cache_.allocate());
+  }
+}
+
+std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
+  const std::lock_guard lock(mutex_);
+  append(inputs);
+  std::vector<int> sampled(inputs.size());
+  Wanted wanted;
+  for (const Run& run : runs_) wanted.rows.push_back(run.row0 + run.count - 1);
+  wanted.use = [&](int index, float* logits) {
+    const std::vector<std::int32_t>& history = sequences_[runs_[index].sequence].tokens;
+    sampled[index] = sample(kernels_, {logits, static_cast<std::size_t>(shape_.vocab)}, inputs[index].sampling, history,
+                            static_cast<std::int64_t>(history.size()));
+  };
+  forward(wanted);
+  return sampled;
+}
+
+void Engine::logits(int id, std::span<const std::int32_t> tokens, float* out) {
+  const std::lock_guard lock(mutex_);
+  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}});
+  Wanted wanted;
+  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) wanted.rows.push_back(i);
+  wanted.use = [&](int index, const float* logits) {
+    std::memcpy(out + static_cast<std::size_t>(index) * shape_.vocab, logits, sizeof(float) * shape_.vocab);
+  };
+  forward(wanted);
+}
+
+void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, float* out) {
+  if (tokens.size() != targets.size()) throw std::invalid_argument("score needs one target per token");
+  for (const std::int32_t target : targets)
+    if (target >= shape_.vocab) throw std::invalid_argument("target " + std::to_string(target) + " is outside the vocabulary");
+  const std::lock_guard lock(mutex_);
+  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}});
+  Wanted wanted;
+  std::vector<int> positions;
+  for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {
+    out[i] = 0.0f;
+    if (targets[i] >= 0) wanted.rows.push_back(i);
+  }
+  wanted.use = [&](int index, const float* logits) {
+    const int row = wanted.rows[index];
+    out[row] = logits[targets[row]] - kernels_.log_sum_exp(logits, shape_.vocab);
+  };
+  forward(wanted);
+}
+
+void Engine::collect_moments(bool on) {
+  const std::lock_guard lock(mutex_);
+  collecting_ = on;
+  if (on) moments_.clear();
+}
+
+} // namespace pomona

@@ -1,0 +1,164 @@
+// One model, its key/value cache and its sequences; a step runs one forward pass over a ragged batch.
+//
+// Walk of a token: forward.cpp embeds it, runs the layers and the head; attention.cpp reads and writes the cache;
+// sampler.cpp chooses. Results do not depend on the batch, the chunking or the number of threads (see kernels.h).
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/arena.h"
+#include "engine/kv_cache.h"
+#include "engine/sampler.h"
+#include "engine/thread_pool.h"
+#include "engine/weights.h"
+
+namespace pomona {
+
+inline constexpr int kAttendRows = 48; // query rows of an attention task at the most
+
+struct EngineOptions {
+  int threads = 1;
+  std::string isa = "auto";
+  int kv_tokens = 8192;  // positions that all sequences share
+  int batch_tokens = 512; // tokens of one step at the most
+  bool huge_pages = true;
+};
+
+// The tokens that one sequence brings to a step, after those that it already holds.
+struct StepInput {
+  int sequence = 0;
+  std::vector<std::int32_t> tokens;
+  Sampling sampling;
+};
+
+// Sums of x^2 per input column of a linear layer, for calibration.
+struct Moments {
+  std::vector<double> squares;
+  std::int64_t rows = 0;
+};
+
+class Engine {
+ public:
+  Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOptions& options);
+
+  int new_sequence();
+  void free_sequence(int sequence);
+  int length(int sequence);
+  void truncate(int sequence, int length); // forgets the tokens from `length` on
+
+  // Appends the tokens of every input, samples one next token for each. std::invalid_argument for bad ids or sizes,
+  // KvCacheFull when the cache does not suffice; in both cases no sequence has changed.
+  std::vector<int> step(const std::vector<StepInput>& inputs);
+  // Appends tokens to one sequence and writes the logits of each, [tokens, vocab].
+  void logits(int sequence, std::span<const std::int32_t> tokens, float* out);
+  // Appends tokens; out[i] = log p(targets[i] | everything up to tokens[i]); a negative target gives 0.
+  void score(int sequence, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, float* out);
+
+  void collect_moments(bool on);
+  // Keys: module name of the first linear layer that reads the input, e.g. model.layers.0.self_attn.q_proj.
+  const std::map<std::string, Moments>& moments() const { return moments_; }
+
+  const ModelShape& shape() const { return shape_; }
+  const char* isa() const { return kernels_.name; }
+  int threads() const { return pool_.size(); }
+  int batch_tokens() const { return options_.batch_tokens; }
+  int free_tokens() const { return cache_.free_pages() * kPageTokens; }
+  int kv_tokens() const { return cache_.pages() * kPageTokens; }
+  std::size_t bytes_per_token() const { return weights_.bytes_per_token(); }
+  std::size_t kv_bytes_per_token() const { return cache_.page_bytes() / kPageTokens; }
+
+ private:
+  struct Sequence {
+    bool used = false;
+    std::vector<int> pages;
+    std::vector<std::int32_t> tokens;
+  };
+  // A sequence's rows in the current batch.
+  struct Run {
+    int sequence;
+    int row0;
+    int count;
+    int start;             // position of the first of them
+    int partial_row0 = -1; // where its rows lie in partial_*, when its context is split over tasks
+    int chunks = 0;        // of 256 keys
+  };
+  struct Row {
+    int run;
+    int position;
+    std::int32_t token;
+  };
+  // Rows whose logits are wanted, and what to do with them (called on any thread).
+  struct Wanted {
+    std::vector<int> rows;
+    std::function<void(int index, float* logits)> use;
+  };
+  struct AttentionTask {
+    int run;
+    int head; // key/value head
+    int row0, rows;
+    int chunk0, chunks;
+    bool partial; // results wait in partial_* for their fold
+  };
+
+  Sequence& sequence(int id);
+  void append(std::span<const StepInput> inputs); // validates, allocates pages, fills runs_ and rows_
+  void forward(const Wanted& wanted);
+  void forward_thread(int t, const Wanted& wanted);
+
+  // forward.cpp: what thread t does in a phase
+  template <class F> void each_row(int t, int count, F&& work);
+  void prepare_row(int row);
+  void norm(const float* x, const std::vector<float>& weight, float* y) const;
+  void multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride, const QuantRows& quantized,
+                float* y, int y_stride);
+  void project_qkv(int t, const Layer& layer);
+  void project_gated(int t, const Layer& layer);
+  void project_residual(int t, const Matrix& w, const float* x, const QuantRows& quantized);
+  void project_head(int t, const Wanted& wanted);
+  void observe(int t, const std::string& module, const float* x, int cols, int rows);
+
+  // attention.cpp
+  void plan_attention();
+  void rotate_and_store(int row, const Layer& layer, int l);
+  void run_attention(int t, int l);
+  void attend(int t, int l, const AttentionTask& task);
+  void finish_attention(int row);
+
+  const ModelShape shape_;
+  const EngineOptions options_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  Weights weights_;
+  KvCache cache_;
+  std::mutex mutex_;
+  std::vector<Sequence> sequences_;
+
+  std::vector<Run> runs_;
+  std::vector<Row> rows_;
+  std::vector<AttentionTask> tasks_;
+  std::atomic<int> next_task_{0};
+
+  std::vector<double> inverse_frequency_;
+  HugeArray<float> cos_, sin_;                                     // [M][D/2]
+  HugeArray<float> x_, normed_, qkv_, attended_, gate_, up_, y_, head_input_, logits_; // [M][...]
+  std::vector<HugeArray<std::uint8_t>> quant_bytes_;
+  std::vector<HugeArray<float>> quant_scales_;
+  std::vector<HugeArray<std::int32_t>> quant_offsets_;
+  QuantRows quant_hidden_, quant_attended_, quant_ffn_, quant_head_;
+  std::vector<HugeArray<std::uint8_t>> scratch_;   // per thread: matmul tile
+  std::vector<HugeArray<float>> attend_scratch_;   // per thread
+  int partial_chunks_ = 0;                                     // chunks of the longest split run
+  std::vector<float> partial_max_, partial_sum_, partial_out_; // [split rows][heads][partial_chunks_]([D])
+
+  bool collecting_ = false;
+  std::map<std::string, Moments> moments_;
+};
+
+} // namespace pomona

@@ -1,0 +1,24 @@
+#include "engine/kv_cache.h"
+
+namespace pomona {
+
+KvCache::KvCache(int layers, int kv_heads, int head_dim, int tokens)
+    : kv_heads_(kv_heads),
+      pages_((tokens + kPageTokens - 1) / kPageTokens),
+      block_elements_(static_cast<std::size_t>(2) * kPageTokens * head_dim),
+      page_elements_(block_elements_ * layers * kv_heads),
+      data_(page_elements_ * pages_) {
+  for (int p = pages_ - 1; p >= 0; --p) free_.push_back(p);
+}
+
+int KvCache::allocate() {
+  if (free_.empty())
+    throw KvCacheFull("the key/value cache is full (" + std::to_string(pages_ * kPageTokens) + " tokens)");
+  const int page = free_.back();
+  free_.pop_back();
+  return page;
+}
+
+void KvCache::release(int page) { free_.push_back(page); }
+
+} // namespace pomona

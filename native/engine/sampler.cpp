@@ -1,0 +1,89 @@
+#include "engine/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+namespace pomona {
+namespace {
+
+// splitmix64 of (seed, position): uniform in [0, 1).
+double uniform(std::uint64_t seed, std::int64_t position) {
+  std::uint64_t z = seed + 0x9e3779b97f4a7c15ull * (static_cast<std::uint64_t>(position) + 1);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  z ^= z >> 31;
+  z = (z + 0x9e3779b97f4a7c15ull);
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  z ^= z >> 31;
+  return static_cast<double>(z >> 11) * 0x1.0p-53;
+}
+
+void penalize(std::span<float> logits, float penalty, std::span<const std::int32_t> history) {
+  std::vector<std::int32_t> seen(history.begin(), history.end());
+  std::sort(seen.begin(), seen.end());
+  seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
+  for (const std::int32_t token : seen) logits[token] = logits[token] > 0 ? logits[token] / penalty : logits[token] * penalty;
+}
+
+} // namespace
+
+int sample(const Kernels& kernels, std::span<float> logits, const Sampling& sampling,
+           std::span<const std::int32_t> history, std::int64_t position) {
+  const int vocabulary = static_cast<int>(logits.size());
+  if (sampling.repetition_penalty != 1.0f) penalize(logits, sampling.repetition_penalty, history);
+  const int best = kernels.argmax(logits.data(), vocabulary);
+  if (sampling.temperature <= 0.0f || sampling.top_k == 1) return best;
+
+  const double top = logits[best], inverse = 1.0 / sampling.temperature;
+  if (!std::isfinite(top)) return best;
+  std::vector<double> weight(vocabulary);
+  for (int i = 0; i < vocabulary; ++i) {
+    const double w = std::exp((logits[i] - top) * inverse);
+    weight[i] = w >= 0.0 ? w : 0.0; // a NaN logit is never drawn
+  }
+  const auto heavier = [&](int a, int b) { return weight[a] != weight[b] ? weight[a] > weight[b] : a < b; };
+
+  // Candidates, heaviest first where a filter needs an order. min-p is a threshold on the weight itself, for the
+  // heaviest token always weighs 1.
+  std::vector<int> order(vocabulary);
+  std::iota(order.begin(), order.end(), 0);
+  std::size_t kept = order.size();
+  if (sampling.top_k > 0 && sampling.top_k < vocabulary) {
+    kept = sampling.top_k;
+    std::nth_element(order.begin(), order.begin() + kept, order.end(), heavier);
+    order.resize(kept);
+  }
+  if (sampling.top_p < 1.0f) {
+    double total = 0.0;
+    for (const int i : order) total += weight[i];
+    double mass = 0.0;
+    std::size_t sorted = 0;
+    kept = 0;
+    // Sort only as far as the mass needs: few tokens as a rule.
+    for (std::size_t step = 64; kept == 0; step *= 8) {
+      const std::size_t end = std::min(sorted + step, order.size());
+      std::partial_sort(order.begin() + sorted, order.begin() + end, order.end(), heavier);
+      for (std::size_t i = sorted; i < end && kept == 0; ++i) {
+        mass += weight[order[i]];
+        if (mass >= sampling.top_p * total) kept = i + 1;
+      }
+      sorted = end;
+      if (sorted == order.size() && kept == 0) kept = sorted;
+    }
+    order.resize(kept);
+  }
+  if (sampling.min_p > 0.0f) std::erase_if(order, [&](int i) { return weight[i] < sampling.min_p; });
+
+  double total = 0.0;
+  for (const int i : order) total += weight[i];
+  double left = uniform(sampling.seed, position) * total;
+  for (const int i : order) {
+    left -= weight[i];
+    if (left < 0.0) return i;
+  }
+  return order.back();
+}
+
+} // namespace pomona
