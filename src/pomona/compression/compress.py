@@ -1,0 +1,223 @@
+"""From a bf16 model directory to a compressed one: calibrate, palettise, write (AFM report 6.1-6.3).
+
+    pomona compress smollm2-135m
+
+Projections become 4-bit palettes fitted by weighted k-means, embedding and head int8 rows; norms and biases
+are copied. One tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pomona import _native
+from pomona.compression.calibrate import calibrate, uniform
+from pomona.compression.report import REPORT_FILE, CompressionReport, TensorReport
+from pomona.errors import PomonaError
+from pomona.models.config import ModelConfig
+from pomona.models.model_directory import (
+    CONFIG_FILE,
+    LICENCE_FILES,
+    PROVENANCE_FILE,
+    TOKENIZER_FILES,
+    WEIGHTS_FILE,
+    ModelDirectoryWriter,
+    Progress,
+    copy_files,
+    read_json_object,
+    write_json,
+)
+from pomona.models.palettized import (
+    BLOCK,
+    QuantizationConfig,
+    can_pack,
+    describe,
+    fingerprint,
+    int8_specs,
+    pack_int8,
+    palette_specs,
+    unpack_int8,
+)
+from pomona.models.safetensors_file import (
+    Checkpoint,
+    SafetensorsWriter,
+    TensorSpec,
+    aligned_order,
+    float32_from_bf16,
+)
+from pomona.models.tokenizer import Tokenizer
+from pomona.runtime.engine import Engine
+
+TABLE_COLUMNS = 192  # by default at the most: small models need finer tables than the report's whole rows
+EMBEDDINGS = ("model.embed_tokens", "lm_head")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How one weight is stored: `format` palette4, int8 or copy."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: str
+    specs: tuple[TensorSpec, ...]
+    table_columns: int = 0
+
+    @property
+    def module(self) -> str:
+        return self.name.removesuffix(".weight")
+
+
+def compress(
+    source: Path | str,
+    target: Path | str,
+    *,
+    bits: int = 4,
+    table_columns: int | None = None,
+    calibration: str | Path = "self",
+    threads: int | None = None,
+    progress: Progress | None = None,
+    overwrite: bool = False,
+) -> CompressionReport:
+    """Writes the compressed model directory `target`, whole or not at all, and gives the report of it.
+
+    bits: 4 is what this version packs. table_columns: input columns that share a table with 16 rows; a matrix
+    whose width it does not divide takes the next smaller divisor. calibration: "self", "none" (plain k-means)
+    or a UTF-8 text file. The same input gives the same bytes, whatever `threads`.
+    Raises PomonaError: unusable source, unreadable calibration text, target exists, disk full.
+    """
+    started = time.perf_counter()
+    source = Path(source)
+    if bits != 4:
+        raise PomonaError(f"--bits {bits}: this version packs projections at 4 bits; leave the option out")
+    table_columns = TABLE_COLUMNS if table_columns is None else table_columns
+    if table_columns < BLOCK or table_columns % BLOCK:
+        raise PomonaError(f"table_columns {table_columns}: must be a multiple of {BLOCK}")
+    raw = read_json_object(source / CONFIG_FILE)
+    config = ModelConfig.from_hf(raw, str(source / CONFIG_FILE))
+    if raw.get("quantization_config") is not None:
+        raise PomonaError(f"{source}: is compressed already; start from the 16-bit model")
+    plans = _plan(config, table_columns)
+    need = sum(spec.nbytes for plan in plans for spec in plan.specs)
+    threads = threads or len(os.sched_getaffinity(0))
+    with ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer:
+        importance = _importance(source, config, calibration, threads, progress)
+        with Checkpoint(source) as checkpoint:
+            errors = _write_weights(checkpoint, plans, importance, writer.path / WEIGHTS_FILE, threads, progress)
+            source_bytes = sum(info.end - info.start for info in checkpoint.tensors.values())
+        packed = {plan.module: 4 if plan.format == "palette4" else 8 for plan in plans if plan.format != "copy"}
+        with Checkpoint(writer.path) as written:
+            quantization = QuantizationConfig(fingerprint(written), packed)
+        write_json(writer.path / CONFIG_FILE, {**config.to_hf(), "quantization_config": quantization.to_json()})
+        copy_files(source, writer.path, TOKENIZER_FILES + LICENCE_FILES + (PROVENANCE_FILE,))
+        report = _report(writer.path, plans, errors, source_bytes, time.perf_counter() - started)
+        write_json(writer.path / REPORT_FILE, report.to_json())
+    return report
+
+
+def _plan(config: ModelConfig, table_columns: int) -> list[_Plan]:
+    linear = config.linear_shapes()
+    plans = []
+    for name, shape in config.tensor_shapes().items():
+        module = name.removesuffix(".weight")
+        if module in linear and can_pack(*linear[module]):
+            columns = _table_columns(shape[1], table_columns)
+            plans.append(_Plan(name, shape, "palette4", tuple(palette_specs(module, *linear[module], columns)), columns))
+        elif module in EMBEDDINGS and can_pack(shape[0], shape[1]):
+            plans.append(_Plan(name, shape, "int8", tuple(int8_specs(module, shape[0], shape[1]))))
+        else:
+            plans.append(_Plan(name, shape, "copy", (TensorSpec(name, "BF16", shape),)))
+    return plans
+
+
+def _table_columns(columns: int, wanted: int) -> int:
+    """The largest multiple of 64 that divides `columns` and is at most `wanted`."""
+    return max(c for c in range(BLOCK, min(columns, max(wanted, BLOCK)) + 1, BLOCK) if columns % c == 0)
+
+
+def _importance(
+    source: Path, config: ModelConfig, calibration: str | Path, threads: int, progress: Progress | None
+) -> Mapping[str, NDArray[np.float32]]:
+    if calibration == "none":
+        return uniform(config)
+    engine = Engine.load(source, threads=threads)
+    return calibrate(engine, Tokenizer.from_directory(source), calibration, progress=progress)
+
+
+def _write_weights(
+    checkpoint: Checkpoint,
+    plans: list[_Plan],
+    importance: Mapping[str, NDArray[np.float32]],
+    path: Path,
+    threads: int,
+    progress: Progress | None,
+) -> dict[str, float]:
+    """Writes every tensor; gives the relative error of each weight by name."""
+    specs = aligned_order(spec for plan in plans for spec in plan.specs)
+    owner = {spec.name: plan for plan in plans for spec in plan.specs}
+    errors: dict[str, float] = {}
+    ready: dict[str, NDArray[Any]] = {}  # parts of a weight that wait for their turn in the file: scales, tables
+    total = sum(math.prod(plan.shape) for plan in plans)
+    done = 0
+    with SafetensorsWriter(path, specs, {"format": "pt"}) as writer:
+        for spec in specs:
+            if spec.name not in ready:
+                plan = owner[spec.name]
+                parts, errors[plan.name] = _pack(checkpoint, plan, importance, threads)
+                ready.update(parts)
+                done += math.prod(plan.shape)
+                if progress is not None:
+                    progress("palettise", done, total)
+            writer.write(spec.name, ready.pop(spec.name))
+    return errors
+
+
+def _pack(
+    checkpoint: Checkpoint, plan: _Plan, importance: Mapping[str, NDArray[np.float32]], threads: int
+) -> tuple[dict[str, NDArray[Any]], float]:
+    stored = checkpoint.array(plan.name)
+    if stored.dtype != np.uint16 or stored.shape != plan.shape:
+        raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; pull the model again")
+    if ((stored & 0x7F80) == 0x7F80).any():
+        raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r} holds a value that is not finite; get a sound checkpoint")
+    if plan.format == "copy":
+        return {plan.name: stored}, 0.0
+    weight = float32_from_bf16(stored)
+    if plan.format == "int8":
+        parts = pack_int8(weight)
+        weigh = importance["lm_head"]
+        difference = unpack_int8(parts["int8"], parts["row_scales"]) - weight
+        error, norm = float(((difference**2) @ weigh).sum()), float(((weight**2) @ weigh).sum())
+    else:
+        parts = _native.palettize(weight, importance[plan.module], plan.table_columns, threads)
+        error, norm = parts.pop("squared_error"), parts.pop("squared_norm")
+        for name in ("table_scales", "row_scales"):
+            parts[name] = parts[name].view(np.float16)
+    return {f"{plan.name}_{part}": array for part, array in parts.items()}, math.sqrt(error / norm) if norm > 0 else 0.0
+
+
+def _report(
+    directory: Path, plans: list[_Plan], errors: dict[str, float], source_bytes: int, seconds: float
+) -> CompressionReport:
+    description = describe(directory)
+    tensors = tuple(
+        TensorReport(t.name, t.shape, t.format, t.bits, t.bytes, errors[t.name]) for t in description.tensors
+    )
+    return CompressionReport(
+        tensors,
+        description.projection_bits_per_weight,
+        description.file_bits_per_weight,
+        description.file_bytes,
+        source_bytes,
+        seconds,
+    )
+
+

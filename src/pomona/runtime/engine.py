@@ -1,0 +1,248 @@
+"""The native engine with a model in it: sequences, steps, logits, scores (DESIGN: the runtime).
+
+    engine = Engine.load(Path("smollm2-135m-4bit"))
+    with engine.new_sequence() as sequence:
+        first = engine.step([StepInput(sequence, prompt_ids)])[0]
+        second = engine.step([StepInput(sequence, [first])])[0]
+
+A step takes any mix of prompts and single tokens of many sequences. What it computes for a sequence does not
+depend on the others, on the chunking, or on the number of threads.
+
+Shape letters: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pomona import _native
+from pomona.errors import PomonaError
+from pomona.models.config import ModelConfig
+from pomona.models.model_directory import CONFIG_FILE, read_json_object
+from pomona.models.palettized import read_quantization_config
+from pomona.models.safetensors_file import Checkpoint
+from pomona.runtime.sampling import Sampling
+
+BATCH_TOKENS = 512  # of one native step; longer prompts go through in chunks
+MIN_KV_TOKENS = 8192
+MAX_KV_TOKENS = 32768
+
+
+class Sequence:
+    """Tokens and their keys and values in the engine's cache. A context manager; close() frees the memory."""
+
+    def __init__(self, engine: Engine, handle: int) -> None:
+        self._engine = engine
+        self._handle = handle
+
+    @property
+    def length(self) -> int:
+        return self._engine.native.length(self.handle)
+
+    @property
+    def handle(self) -> int:
+        if self._handle < 0:
+            raise ValueError("the sequence is closed")
+        return self._handle
+
+    def truncate(self, length: int) -> None:
+        """Forgets the tokens from position `length` on."""
+        self._engine.native.truncate(self.handle, length)
+
+    def close(self) -> None:
+        if self._handle >= 0:
+            self._engine.native.free_sequence(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Sequence:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class StepInput:
+    """The tokens that a sequence brings to a step (a prompt, or the token sampled last), and how to sample."""
+
+    sequence: Sequence
+    tokens: Seq[int]
+    sampling: Sampling = Sampling()
+
+
+class Engine:
+    """One model on this machine's CPU. Calls may come from several threads; they take turns."""
+
+    def __init__(self, directory: Path, config: ModelConfig, native: _native.Engine, checkpoint: Checkpoint) -> None:
+        self.directory = directory
+        self.config = config
+        self.native = native
+        self._checkpoint = checkpoint  # the mapping that the native engine reads from
+
+    @classmethod
+    def load(
+        cls,
+        directory: Path | str,
+        *,
+        threads: int | None = None,
+        isa: str = "auto",
+        kv_tokens: int | None = None,
+        huge_pages: bool = True,
+    ) -> Engine:
+        """Maps the weights of a model directory.
+
+        threads: default all cores that this process may use. isa: auto, avx512, avx2 or scalar. kv_tokens:
+        room for the tokens of all sequences together. huge_pages: copy packed weights into 2 MB pages, which
+        reads them faster and needs their size in memory once more than the page cache holds.
+        Raises PomonaError that names the file when anything does not fit.
+        """
+        directory = Path(directory)
+        raw = read_json_object(directory / CONFIG_FILE)
+        config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
+        read_quantization_config(raw, str(directory / CONFIG_FILE))
+        checkpoint = Checkpoint(directory)
+        tensors = {name: (info.dtype, _bits(checkpoint.array(name))) for name, info in checkpoint.tensors.items()}
+        if config.tie_word_embeddings:
+            tensors.pop("lm_head.weight", None)
+        try:
+            native = _native.Engine(
+                _shape(config),
+                tensors,
+                threads or len(os.sched_getaffinity(0)),
+                isa,
+                kv_tokens or min(max(config.max_position_embeddings, MIN_KV_TOKENS), MAX_KV_TOKENS),
+                BATCH_TOKENS,
+                huge_pages,
+            )
+        except ValueError as error:
+            raise PomonaError(f"{directory}: {error}; pull or compress the model again") from error
+        return cls(directory, config, native, checkpoint)
+
+    @property
+    def threads(self) -> int:
+        return self.native.threads
+
+    @property
+    def isa(self) -> str:
+        return self.native.isa
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Bytes of weights that one decoded token reads."""
+        return self.native.bytes_per_token
+
+    def new_sequence(self) -> Sequence:
+        return Sequence(self, self.native.new_sequence())
+
+    def step(self, inputs: Seq[StepInput]) -> list[int]:
+        """Appends every input's tokens and gives one sampled next token for each.
+
+        Raises PomonaError when the cache or the context is full or a token is none of the vocabulary; then no
+        sequence has changed.
+        """
+        if sum(len(i.tokens) for i in inputs) <= BATCH_TOKENS:
+            return self._native_step([(i.sequence, i.tokens, i.sampling) for i in inputs])
+        before = [i.sequence.length for i in inputs]
+        sampled = [0] * len(inputs)
+        pending = {index: list(i.tokens) for index, i in enumerate(inputs)}
+        try:
+            while pending:
+                room, batch = BATCH_TOKENS, []
+                for index, tokens in pending.items():
+                    batch.append((index, tokens[:room]))
+                    room -= len(batch[-1][1])
+                    if room == 0:
+                        break
+                tokens_out = self._native_step(
+                    [(inputs[index].sequence, part, inputs[index].sampling) for index, part in batch]
+                )
+                for (index, part), token in zip(batch, tokens_out, strict=True):
+                    pending[index] = pending[index][len(part) :]
+                    if not pending[index]:
+                        del pending[index]
+                        sampled[index] = token
+        except BaseException:
+            for i, length in zip(inputs, before, strict=True):
+                i.sequence.truncate(min(length, i.sequence.length))
+            raise
+        return sampled
+
+    def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
+        """[T, V]: logits after each token of a fresh sequence."""
+        ids = self._ids(token_ids)
+        out = np.empty((len(ids), self.config.vocab_size), np.float32)
+        with self.new_sequence() as sequence:
+            for start in range(0, len(ids), BATCH_TOKENS):
+                part = ids[start : start + BATCH_TOKENS]
+                self._call(self.native.logits, sequence.handle, part, out[start : start + len(part)])
+        return out
+
+    def score(self, token_ids: Seq[int]) -> NDArray[np.float32]:
+        """[T - 1]: log p(token i + 1 | tokens 0 .. i) of a fresh sequence, natural logarithm."""
+        ids = self._ids(token_ids)
+        targets = np.append(ids[1:], np.int32(-1))
+        parts = []
+        with self.new_sequence() as sequence:
+            for start in range(0, len(ids), BATCH_TOKENS):
+                end = start + BATCH_TOKENS
+                parts.append(self._call(self.native.score, sequence.handle, ids[start:end], targets[start:end]))
+        return np.concatenate(parts)[:-1]
+
+    def _native_step(self, batch: Seq[tuple[Sequence, Seq[int], Sampling]]) -> list[int]:
+        inputs = [_native.StepInput(s.handle, list(tokens), sampling.native()) for s, tokens, sampling in batch]
+        result: list[int] = self._call(self.native.step, inputs)
+        return result
+
+    def _call(self, function: Any, *arguments: Any) -> Any:
+        try:
+            return function(*arguments)
+        except MemoryError as error:
+            raise PomonaError(f"{error}; close sequences, shorten the prompt, or load with a larger kv_tokens") from error
+        except ValueError as error:
+            raise PomonaError(f"{self.directory.name}: {error}") from error
+
+    def _ids(self, token_ids: Seq[int]) -> NDArray[np.int32]:
+        ids = np.asarray(token_ids, np.int32)
+        if ids.ndim != 1 or len(ids) == 0:
+            raise PomonaError("no tokens; give a text of at least one token")
+        return np.ascontiguousarray(ids)
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    """The array as the native core takes it: aligned, and half floats as plain 16-bit words."""
+    if array.dtype == np.float16:
+        array = array.view(np.uint16)
+    return np.require(array, requirements=["C", "A"])
+
+
+def _shape(config: ModelConfig) -> dict[str, Any]:
+    rope = config.rope_scaling
+    return {
+        "vocab": config.vocab_size,
+        "hidden": config.hidden_size,
+        "ffn": config.intermediate_size,
+        "layers": config.num_hidden_layers,
+        "heads": config.num_attention_heads,
+        "kv_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "max_positions": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_factor": rope.factor if rope else 0.0,
+        "rope_low_freq": rope.low_freq_factor if rope else 1.0,
+        "rope_high_freq": rope.high_freq_factor if rope else 4.0,
+        "rope_original_positions": float(rope.original_max_position_embeddings if rope else 8192),
+        "qk_norm": config.qk_norm,
+        "qkv_bias": config.qkv_bias,
+        "tied": config.tie_word_embeddings,
+    }

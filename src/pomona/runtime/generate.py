@@ -1,0 +1,40 @@
+"""One sequence, token by token: the synchronous path for a single user.
+
+    for token in generate(engine, prompt_ids, sampling=Sampling(), max_new_tokens=64, stop_ids={2}):
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+
+from pomona.errors import PomonaError
+from pomona.runtime.engine import Engine, StepInput
+from pomona.runtime.sampling import Sampling
+
+
+def generate(
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    *,
+    sampling: Sampling,
+    max_new_tokens: int,
+    stop_ids: Collection[int],
+) -> Iterator[int]:
+    """Yields new tokens until one of `stop_ids` (not yielded), `max_new_tokens`, or the end of the context.
+
+    Raises PomonaError when the prompt is empty or longer than the model's context.
+    """
+    if not prompt_ids:
+        raise PomonaError("the prompt has no tokens; give a text")
+    limit = min(engine.config.max_position_embeddings, engine.native.kv_tokens)
+    if len(prompt_ids) >= limit:
+        raise PomonaError(f"the prompt has {len(prompt_ids):,} tokens, the context holds {limit:,}; shorten it")
+    with engine.new_sequence() as sequence:
+        tokens: Sequence[int] = prompt_ids
+        for _ in range(min(max_new_tokens, limit - len(prompt_ids))):
+            token = engine.step([StepInput(sequence, tokens, sampling)])[0]
+            if token in stop_ids:
+                return
+            yield token
+            tokens = [token]

@@ -1,0 +1,45 @@
+"""How the next token is chosen. The order of the filters is that of transformers: repetition penalty,
+temperature, top-k, top-p, min-p."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pomona.errors import PomonaError
+
+if TYPE_CHECKING:
+    from pomona import _native
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy by default. The random draw depends on `seed` and the token's position alone, so an answer can
+    be repeated whatever else runs beside it."""
+
+    temperature: float = 0.0
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, low, high in (
+            ("temperature", self.temperature, 0.0, 100.0),
+            ("top_k", self.top_k, 0, 1 << 30),
+            ("top_p", self.top_p, 0.0, 1.0),
+            ("min_p", self.min_p, 0.0, 1.0),
+            ("repetition_penalty", self.repetition_penalty, 0.01, 100.0),
+            ("seed", self.seed, 0, (1 << 64) - 1),
+        ):
+            if not (math.isfinite(value) and low <= value <= high):
+                raise PomonaError(f"{name} = {value}: must lie in {low} .. {high}")
+
+    def native(self) -> _native.Sampling:
+        from pomona import _native
+
+        return _native.Sampling(
+            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed
+        )
