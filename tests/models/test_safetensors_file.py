@@ -441,9 +441,9 @@ def test_write_bf16_file_rounds_floats_keeps_bits_and_refuses_what_is_not_finite
         np.testing.assert_array_equal(file.array("halves"), bf16_from_float32(tensors["halves"]))
     assert calls == [("writing", done, 3) for done in range(4)]
     for bad in (np.nan, np.inf, 3.4e38):
-        value = np.array([bad])
+        pieces = {"w": [np.array([bad])]}
         with pytest.raises(PomonaError, match="here: tensor 'w' has a value that is not finite"):
-            write_bf16_file(tmp_path / "x", {"w": (1,)}, lambda _: [value], source="here", label="")  # noqa: B023
+            write_bf16_file(tmp_path / "x", {"w": (1,)}, pieces.__getitem__, source="here", label="")
 
 
 # --- checkpoints of one file or several

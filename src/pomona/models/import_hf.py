@@ -60,7 +60,7 @@ def convert(directory: Path, target: Path, *, progress: Progress | None = None) 
     config = ModelConfig.from_hf(raw, str(config_path))
     if raw.get("quantization_config") is not None:
         raise PomonaError(
-            f"{directory}: is compressed already; use it as it is, or `pomona export` it to 16 bit first"
+            f"{directory}: is compressed already; use it as it is, or export it to 16 bit first"
         )
     if not (directory / "tokenizer.json").is_file():
         raise PomonaError(

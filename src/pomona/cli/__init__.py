@@ -1,0 +1,1 @@
+"""The `pomona` command: one file per sub-command, each imported only when it is called."""

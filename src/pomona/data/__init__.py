@@ -1,0 +1,1 @@
+"""Texts that ship with pomona, so that calibration and evaluation need no data set."""
