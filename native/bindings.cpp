@@ -1,6 +1,7 @@
 // pomona._native: what Python sees of the native core. Every array is checked here; no pointer leaves its owner.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -92,6 +93,17 @@ ModelShape model_shape(const nb::dict& d) {
   s.qkv_bias = nb::cast<bool>(d["qkv_bias"]);
   s.tied = nb::cast<bool>(d["tied"]);
   return s;
+}
+
+// Copies the tensors of an adapter; scales: module name -> alpha / rank.
+std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors, const nb::dict& scales) {
+  std::vector<AnyInput> keep;
+  const TensorMap map = tensor_map(tensors, keep);
+  const ModelShape model = model_shape(shape);
+  std::vector<std::pair<std::string, float>> factors;
+  for (auto [module, scale] : scales) factors.emplace_back(nb::cast<std::string>(module), nb::cast<float>(scale));
+  const nb::gil_scoped_release release;
+  return std::make_shared<Adapter>(model, map, factors);
 }
 
 // The engine together with the arrays that its weights point into.
@@ -226,10 +238,16 @@ NB_MODULE(_native, m) {
           },
           "sequence"_a, "tokens"_a, "sampling"_a);
 
+  nb::class_<Adapter>(m, "Adapter")
+      .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)
+      .def_prop_ro("bytes", &Adapter::bytes);
+
   nb::class_<OwningEngine>(m, "Engine")
       .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool>(), "shape"_a, "tensors"_a,
            "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a)
-      .def("new_sequence", [](OwningEngine& e) { return e.engine->new_sequence(); })
+      .def("new_sequence",
+           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) { return e.engine->new_sequence(std::move(adapter)); },
+           "adapter"_a.none() = nb::none())
       .def("free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a)
       .def("length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a)
       .def("truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); }, "sequence"_a, "length"_a)

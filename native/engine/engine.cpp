@@ -99,11 +99,13 @@ Engine::Sequence& Engine::sequence(int id) {
   return sequences_[id];
 }
 
-int Engine::new_sequence() {
+int Engine::new_sequence(std::shared_ptr<const Adapter> adapter) {
   const std::lock_guard lock(mutex_);
+  if (adapter != nullptr && adapter->layers() != shape_.layers) throw std::invalid_argument("the adapter is for another model");
   auto it = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.used; });
   if (it == sequences_.end()) it = sequences_.emplace(sequences_.end());
   it->used = true;
+  it->adapter = std::move(adapter);
   return static_cast<int>(it - sequences_.begin());
 }
 
@@ -161,7 +163,7 @@ void Engine::append(std::span<const StepInput> inputs) {
   for (const StepInput& input : inputs) {
     Sequence& s = sequence(input.sequence);
     const int start = static_cast<int>(s.tokens.size()), count = static_cast<int>(input.tokens.size());
-    runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start});
+    runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start, s.adapter.get()});
     for (int i = 0; i < count; ++i) rows_.push_back({static_cast<int>(runs_.size()) - 1, start + i, input.tokens[i]});
     s.tokens.insert(s.tokens.end(), input.tokens.begin(), input.tokens.end());
     while (s.pages.size() * kPageTokens < s.tokens.size()) s.pages.push_back(cache_.allocate());

@@ -8,11 +8,13 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/adapter.h"
 #include "engine/arena.h"
 #include "engine/kv_cache.h"
 #include "engine/sampler.h"
@@ -48,7 +50,8 @@ class Engine {
  public:
   Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOptions& options);
 
-  int new_sequence();
+  // The sequence keeps the adapter alive: it goes on with the version that it started with.
+  int new_sequence(std::shared_ptr<const Adapter> adapter = nullptr);
   void free_sequence(int sequence);
   int length(int sequence);
   void truncate(int sequence, int length); // forgets the tokens from `length` on
@@ -79,6 +82,7 @@ class Engine {
     bool used = false;
     std::vector<int> pages;
     std::vector<std::int32_t> tokens;
+    std::shared_ptr<const Adapter> adapter;
   };
   // A sequence's rows in the current batch.
   struct Run {
@@ -86,6 +90,7 @@ class Engine {
     int row0;
     int count;
     int start;             // position of the first of them
+    const Adapter* adapter;
     int partial_row0 = -1; // where its rows lie in partial_*, when its context is split over tasks
     int chunks = 0;        // of 256 keys
   };
@@ -118,9 +123,11 @@ class Engine {
   void norm(const float* x, const std::vector<float>& weight, float* y) const;
   void multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride, const QuantRows& quantized,
                 float* y, int y_stride);
-  void project_qkv(int t, const Layer& layer);
-  void project_gated(int t, const Layer& layer);
-  void project_residual(int t, const Matrix& w, const float* x, const QuantRows& quantized);
+  void project_qkv(int t, int l);
+  void project_gated(int t, int l);
+  void project_residual(int t, int l, Projection projection, const float* x, const QuantRows& quantized);
+  void lower(int t, int l, std::initializer_list<Projection> projections, const float* x, int cols);
+  void raise(int l, Projection projection, int slot, int g0, int g1, float* y, int y_stride);
   void project_head(int t, const Wanted& wanted);
   void observe(int t, const std::string& module, const float* x, int cols, int rows);
 
@@ -146,6 +153,9 @@ class Engine {
   std::atomic<int> next_task_{0};
 
   std::vector<double> inverse_frequency_;
+  bool adapted_ = false;        // a run of this batch has an adapter
+  int low_rank_ = 0;            // the largest rank among them
+  std::vector<float> lowered_;  // [M][3][low_rank_]: A x, for up to three projections of one input
   HugeArray<float> cos_, sin_;                                     // [M][D/2]
   HugeArray<float> x_, normed_, qkv_, attended_, gate_, up_, y_, head_input_, logits_; // [M][...]
   std::vector<HugeArray<std::uint8_t>> quant_bytes_;

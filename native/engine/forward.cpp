@@ -33,6 +33,14 @@ void Engine::forward(const Wanted& wanted) {
   quant_hidden_.rows = quant_attended_.rows = quant_ffn_.rows = m;
   next_task_.store(0);
   plan_attention();
+  adapted_ = false;
+  low_rank_ = 0;
+  for (const Run& run : runs_) {
+    if (run.adapter == nullptr) continue;
+    adapted_ = true;
+    low_rank_ = std::max(low_rank_, run.adapter->max_rank());
+  }
+  lowered_.resize(static_cast<std::size_t>(m) * 3 * low_rank_);
   if (collecting_) { // entries are made here, for the threads only add to them
     for (int l = 0; l < shape_.layers; ++l) {
       const std::string prefix = "model.layers." + std::to_string(l) + ".";
@@ -58,7 +66,7 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
       if (packed(layer.q) || packed(layer.k) || packed(layer.v)) kernels_.quantize(y, 0, hidden, quant_hidden_, row);
     });
     observe(t, prefix + "self_attn.q_proj", normed_.data(), hidden, m);
-    project_qkv(t, layer);
+    project_qkv(t, l);
     each_row(t, m, [&](int row) { rotate_and_store(row, layer, l); });
     run_attention(t, l);
     each_row(t, m, [&](int row) {
@@ -67,17 +75,17 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
       if (packed(layer.o)) kernels_.quantize(y, 0, shape_.q_rows(), quant_attended_, row);
     });
     observe(t, prefix + "self_attn.o_proj", attended_.data(), shape_.q_rows(), m);
-    project_residual(t, layer.o, attended_.data(), quant_attended_);
+    project_residual(t, l, kO, attended_.data(), quant_attended_);
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.post_norm, y);
       if (packed(layer.gate) || packed(layer.up)) kernels_.quantize(y, 0, hidden, quant_hidden_, row);
     });
     observe(t, prefix + "mlp.gate_proj", normed_.data(), hidden, m);
-    project_gated(t, layer);
+    project_gated(t, l);
     pool_.barrier();
     observe(t, prefix + "mlp.down_proj", gate_.data(), shape_.ffn, m);
-    project_residual(t, layer.down, gate_.data(), quant_ffn_);
+    project_residual(t, l, kDown, gate_.data(), quant_ffn_);
   }
   project_head(t, wanted);
 }
@@ -112,40 +120,89 @@ void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, in
   }
 }
 
+// First half of the adapters: lowered_[row][slot] = A x, slot being the projection's place in the list. Ranks are
+// split over the threads, so a barrier must follow before the second half.
+void Engine::lower(int t, int l, std::initializer_list<Projection> projections, const float* x, int cols) {
+  for (const Run& run : runs_) {
+    if (run.adapter == nullptr) continue;
+    int slot = 0;
+    for (const Projection projection : projections) {
+      const LowRank& low = run.adapter->at(l, projection);
+      float* u = lowered_.data() + (static_cast<std::size_t>(run.row0) * 3 + slot++) * low_rank_;
+      const auto [r0, r1] = share(low.rank, t, pool_.size());
+      if (r0 < r1)
+        kernels_.matmul_bf16(low.a, r0, r1, x + static_cast<std::size_t>(run.row0) * cols, cols, run.count, u, 3 * low_rank_);
+    }
+  }
+}
+
+// Second half: y += scale B lowered_, for the row groups [g0, g1) that this thread owns.
+void Engine::raise(int l, Projection projection, int slot, int g0, int g1, float* y, int y_stride) {
+  for (const Run& run : runs_) {
+    if (run.adapter == nullptr) continue;
+    const LowRank& low = run.adapter->at(l, projection);
+    const float* u = lowered_.data() + (static_cast<std::size_t>(run.row0) * 3 + slot) * low_rank_;
+    if (low.rank > 0)
+      kernels_.add_low_rank(low.b, low.rank, g0, g1, u, 3 * low_rank_, run.count, low.scale,
+                            y + static_cast<std::size_t>(run.row0) * y_stride, y_stride);
+  }
+}
+
 // q, k and v share their input: their row groups are split over the threads as if they were one matrix.
-void Engine::project_qkv(int t, const Layer& layer) {
+void Engine::project_qkv(int t, int l) {
+  const Layer& layer = weights_.layers[l];
   const int total = layer.q.groups() + layer.k.groups() + layer.v.groups();
   const auto [first, last] = share(total, t, pool_.size());
-  int group = 0, row = 0;
+  if (adapted_) {
+    lower(t, l, {kQ, kK, kV}, normed_.data(), shape_.hidden);
+    pool_.barrier();
+  }
+  int group = 0, row = 0, slot = 0;
   for (const Matrix* w : {&layer.q, &layer.k, &layer.v}) {
     const int g0 = std::clamp(first - group, 0, w->groups()), g1 = std::clamp(last - group, 0, w->groups());
     multiply(t, *w, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, qkv_.data() + row, shape_.qkv_rows());
+    if (adapted_) raise(l, static_cast<Projection>(kQ + slot), slot, g0, g1, qkv_.data() + row, shape_.qkv_rows());
     group += w->groups();
     row += w->rows;
+    ++slot;
   }
 }
 
 // gate and up in steps of 64 rows, so that a thread can finish (and quantise) whole blocks of the next input.
-void Engine::project_gated(int t, const Layer& layer) {
+void Engine::project_gated(int t, int l) {
+  const Layer& layer = weights_.layers[l];
   const int ffn = shape_.ffn, m = quant_hidden_.rows;
   const auto [first, last] = share((ffn + kBlock - 1) / kBlock, t, pool_.size());
   const int r0 = first * kBlock, r1 = std::min(last * kBlock, ffn);
-  if (r0 >= r1) return;
-  const int g0 = r0 / kGroupRows, g1 = (r1 + kGroupRows - 1) / kGroupRows;
+  const int g0 = r0 / kGroupRows, g1 = (std::max(r0, r1) + kGroupRows - 1) / kGroupRows;
+  if (adapted_) {
+    lower(t, l, {kGate, kUp}, normed_.data(), shape_.hidden);
+    pool_.barrier();
+  }
   multiply(t, layer.gate, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, gate_.data(), ffn);
   multiply(t, layer.up, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, up_.data(), ffn);
-  for (int row = 0; row < m; ++row) {
+  if (adapted_) {
+    raise(l, kGate, 0, g0, g1, gate_.data(), ffn);
+    raise(l, kUp, 1, g0, g1, up_.data(), ffn);
+  }
+  for (int row = 0; row < m && r0 < r1; ++row) {
     float* gate = gate_.data() + static_cast<std::size_t>(row) * ffn;
     kernels_.swiglu(gate + r0, up_.data() + static_cast<std::size_t>(row) * ffn + r0, r1 - r0);
     if (packed(layer.down)) kernels_.quantize(gate, r0, r1, quant_ffn_, row);
   }
 }
 
-// x += w input
-void Engine::project_residual(int t, const Matrix& w, const float* x, const QuantRows& quantized) {
+// x += w input, for o and down
+void Engine::project_residual(int t, int l, Projection projection, const float* x, const QuantRows& quantized) {
+  const Matrix& w = projection == kO ? weights_.layers[l].o : weights_.layers[l].down;
   const auto [g0, g1] = share(w.groups(), t, pool_.size());
+  if (adapted_) {
+    lower(t, l, {projection}, x, w.cols);
+    pool_.barrier();
+  }
   multiply(t, w, g0, g1, x, w.cols, quantized, y_.data(), w.rows);
-  const int r0 = g0 * kGroupRows, count = g1 * kGroupRows - r0;
+  if (adapted_) raise(l, projection, 0, g0, g1, y_.data(), w.rows);
+  const int r0 = g0 * kGroupRows, count = (g1 - g0) * kGroupRows;
   for (int row = 0; row < quantized.rows && count > 0; ++row) {
     const std::size_t offset = static_cast<std::size_t>(row) * w.rows + r0;
     kernels_.add(x_.data() + offset, y_.data() + offset, count);

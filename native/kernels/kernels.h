@@ -94,6 +94,11 @@ struct Kernels {
   void (*matmul_bf16)(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, int m, float* y,
                       std::size_t y_stride);
 
+  // y[m][r] += scale * sum_j b[r][j] u[m][j] for the rows of groups [g0, g1): the second half of a low-rank adapter.
+  // b: bf16 [N/16][rank/2][16][2], rank even.
+  void (*add_low_rank)(const std::uint16_t* b, int rank, int g0, int g1, const float* u, std::size_t u_stride, int m,
+                       float scale, float* y, std::size_t y_stride);
+
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y); // y may be x
   void (*swiglu)(float* gate, const float* up, int n);                               // gate = silu(gate) * up
   void (*add)(float* x, const float* y, int n);                                      // x += y

@@ -13,7 +13,8 @@
 
 namespace pomona {
 
-inline std::uint16_t to_bf16(float x) {
+// Of internal linkage: a definition shared between files could be the one compiled for the wrong instruction set.
+static inline std::uint16_t to_bf16(float x) {
   std::uint32_t u;
   std::memcpy(&u, &x, 4);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((u >> 16) | 0x40); // NaN stays NaN
@@ -97,6 +98,40 @@ template <class V> struct VectorKernels {
     }
   }
 
+  static void add_low_rank(const std::uint16_t* b, int rank, int g0, int g1, const float* u, std::size_t u_stride, int m,
+                           float scale, float* y, std::size_t y_stride) {
+    for (int g = g0; g < g1; ++g) {
+      const std::uint16_t* group = b + static_cast<std::size_t>(g) * rank * kGroupRows;
+      int t = 0;
+      for (; t + 4 <= m; t += 4)
+        low_rank_tile<4>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows, y_stride);
+      for (; t < m; ++t)
+        low_rank_tile<1>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows, y_stride);
+    }
+  }
+
+  template <int T>
+  static void low_rank_tile(const std::uint16_t* b, int rank, const float* u, std::size_t u_stride, float scale,
+                            float* y, std::size_t y_stride) {
+    F acc[T][N];
+    for (int t = 0; t < T; ++t)
+      for (int n = 0; n < N; ++n) acc[t][n] = V::set1(0.0f);
+    for (int j = 0; j < rank; j += 2, b += 2 * kGroupRows)
+      for (int n = 0; n < N; ++n) {
+        F low, high;
+        V::bf16_pairs(b + 2 * n * W, low, high);
+        for (int t = 0; t < T; ++t) {
+          acc[t][n] = V::fma(low, V::set1(u[t * u_stride + j]), acc[t][n]);
+          acc[t][n] = V::fma(high, V::set1(u[t * u_stride + j + 1]), acc[t][n]);
+        }
+      }
+    for (int t = 0; t < T; ++t)
+      for (int n = 0; n < N; ++n) {
+        float* to = y + t * y_stride + n * W;
+        V::store(to, V::fma(V::set1(scale), acc[t][n], V::load(to)));
+      }
+  }
+
   static void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
     F squares = V::set1(0.0f);
     for (int i = 0; i < n; i += W) {
@@ -140,8 +175,6 @@ template <class V> struct VectorKernels {
     for (int i = 0; i < head_dim; ++i) page[(i / 2) * 2 * kPageTokens + slot * 2 + (i & 1)] = to_bf16(k[i]);
     std::uint16_t* values = page + kPageTokens * head_dim + (slot / 2) * 2 * head_dim;
     for (int i = 0; i < head_dim; ++i) values[2 * i + (slot & 1)] = to_bf16(v[i]);
-    if ((slot & 1) == 0) // the pair is read whole: what an earlier owner of the page left must not reach a product
-      for (int i = 0; i < head_dim; ++i) values[2 * i + 1] = 0;
   }
 
   // Scores, softmax and weighted values of R query rows over one chunk.
@@ -187,23 +220,22 @@ template <class V> struct VectorKernels {
       a.sum[row + r] = V::reduce_add(sum);
     }
 
-    const int pairs = (seen + 1) / 2;
     constexpr int B = V::value_blocks; // 16-lane blocks of D held in registers at once
     for (int d0 = 0; d0 < a.head_dim; d0 += 16 * B) {
       const int blocks = (a.head_dim - d0) / 16 < B ? (a.head_dim - d0) / 16 : B;
       if (blocks == B)
-        weigh_values<R, B>(a, row, s, pairs, d0);
+        weigh_values<R, B>(a, row, s, seen, d0);
       else
-        for (int b = 0; b < blocks; ++b) weigh_values<R, 1>(a, row, s, pairs, d0 + 16 * b);
+        for (int b = 0; b < blocks; ++b) weigh_values<R, 1>(a, row, s, seen, d0 + 16 * b);
     }
   }
 
   template <int R, int B>
-  static void weigh_values(const AttendArgs& a, int row, const float (*s)[kChunkTokens], int pairs, int d0) {
+  static void weigh_values(const AttendArgs& a, int row, const float (*s)[kChunkTokens], int seen, int d0) {
     F acc[R][B * N];
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < B * N; ++n) acc[r][n] = V::set1(0.0f);
-    for (int j = 0; j < pairs; ++j) {
+    for (int j = 0; 2 * j < seen; ++j) {
       const std::uint16_t* values = a.pages[j / (kPageTokens / 2)] + kPageTokens * a.head_dim +
                                     (j % (kPageTokens / 2)) * 2 * a.head_dim + 2 * d0;
       for (int n = 0; n < B * N; ++n) {
@@ -211,7 +243,8 @@ template <class V> struct VectorKernels {
         V::bf16_pairs(values + 2 * n * W, low, high);
         for (int r = 0; r < R; ++r) {
           acc[r][n] = V::fma(low, V::set1(s[r][2 * j]), acc[r][n]);
-          acc[r][n] = V::fma(high, V::set1(s[r][2 * j + 1]), acc[r][n]);
+          // What an earlier owner of the page left in the second half of the last pair must not reach a product.
+          if (2 * j + 1 < seen) acc[r][n] = V::fma(high, V::set1(s[r][2 * j + 1]), acc[r][n]);
         }
       }
     }
@@ -279,6 +312,7 @@ template <class V> struct VectorKernels {
     k.name = name;
     k.quantize = quantize;
     k.matmul_bf16 = matmul_bf16;
+    k.add_low_rank = add_low_rank;
     k.rms_norm = rms_norm;
     k.swiglu = swiglu;
     k.add = add;

@@ -7,7 +7,7 @@ built-in prompts and is watched while it does so, so that no data set is needed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -63,7 +63,9 @@ def _source(module: str) -> str:
 def _normalised(mean_square: NDArray[np.float64]) -> NDArray[np.float32]:
     mean = float(mean_square.mean())
     if not np.isfinite(mean_square).all():
-        raise PomonaError("calibration met activations that are not finite; the checkpoint is damaged, pull it again")
+        raise PomonaError(
+            "calibration met activations that are not finite; the checkpoint is damaged, pull it again"
+        )
     if mean <= 0.0:
         return np.ones(len(mean_square), np.float32)
     # A column that calibration never saw keeps a little weight: other texts may use it.
@@ -73,7 +75,10 @@ def _normalised(mean_square: NDArray[np.float64]) -> NDArray[np.float32]:
 def _answer_prompts(engine: Engine, tokenizer: Tokenizer, progress: Progress | None) -> None:
     template = tokenizer.chat_template
     prompts = calibration_prompts()
-    texts = [template.render(p.messages, add_generation_prompt=True) if template else p.user + "\n" for p in prompts]
+    texts = [
+        template.render(p.messages, add_generation_prompt=True) if template else p.user + "\n"
+        for p in prompts
+    ]
     total, done = len(texts) * ANSWER_TOKENS, 0
     for start in range(0, len(texts), BATCH):
         group = [tokenizer.encode(text) for text in texts[start : start + BATCH]]
@@ -85,7 +90,10 @@ def _answer_prompts(engine: Engine, tokenizer: Tokenizer, progress: Progress | N
         progress("calibrate", total, total)
 
 
-def _answer_together(engine: Engine, prompts: list[list[int]], seed: int, stop: Sequence[int]):  # type: ignore[no-untyped-def]
+def _answer_together(
+    engine: Engine, prompts: list[list[int]], seed: int, stop: Sequence[int]
+) -> Iterator[int]:
+    """Yields, after every step, how many tokens it was at the most."""
     sequences = [engine.new_sequence() for _ in prompts]
     try:
         pending = dict(enumerate(prompts))
@@ -108,10 +116,14 @@ def _read_text(engine: Engine, tokenizer: Tokenizer, path: Path, progress: Progr
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise PomonaError(f"{path}: cannot be read as UTF-8 text ({error}); give a plain text file") from error
+        raise PomonaError(
+            f"{path}: cannot be read as UTF-8 text ({error}); give a plain text file"
+        ) from error
     ids = tokenizer.encode(text)[:TEXT_TOKENS]
     if len(ids) < MIN_TOKENS:
-        raise PomonaError(f"{path}: {len(ids)} tokens are too few to calibrate on; give at least {MIN_TOKENS}")
+        raise PomonaError(
+            f"{path}: {len(ids)} tokens are too few to calibrate on; give at least {MIN_TOKENS}"
+        )
     window = min(WINDOW, engine.config.max_position_embeddings)
     for start in range(0, len(ids), window):
         if progress is not None:

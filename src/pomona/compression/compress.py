@@ -57,8 +57,8 @@ from pomona.models.safetensors_file import (
 from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.engine import Engine
 
-# Input columns of a table by default. The report shares tables along whole rows; small models need finer ones:
-# SmolLM2-135M loses 28% perplexity at 192 columns and 17% at 64, for 0.09 bits per weight.
+# Input columns of a table by default. The report shares tables along whole rows; small models need finer
+# ones: SmolLM2-135M loses 28% perplexity at 192 columns and 17% at 64, for 0.09 bits per weight.
 FINE_COLUMNS, COARSE_COLUMNS, SMALL_MODEL = 64, 256, 1_000_000_000
 EMBEDDINGS = ("model.embed_tokens", "lm_head")
 
@@ -114,14 +114,20 @@ def compress(
     with ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer:
         importance = _importance(source, config, calibration, threads, progress)
         with Checkpoint(source) as checkpoint:
-            errors = _write_weights(checkpoint, plans, importance, writer.path / WEIGHTS_FILE, threads, progress)
+            errors = _write_weights(
+                checkpoint, plans, importance, writer.path / WEIGHTS_FILE, threads, progress
+            )
             source_bytes = sum(info.end - info.start for info in checkpoint.tensors.values())
-        packed = {plan.module: 4 if plan.format == "palette4" else 8 for plan in plans if plan.format != "copy"}
+        packed = {
+            plan.module: 4 if plan.format == "palette4" else 8 for plan in plans if plan.format != "copy"
+        }
         with Checkpoint(writer.path) as written:
             quantization = QuantizationConfig(fingerprint(written), packed)
-        write_json(writer.path / CONFIG_FILE, {**config.to_hf(), "quantization_config": quantization.to_json()})
+        write_json(
+            writer.path / CONFIG_FILE, {**config.to_hf(), "quantization_config": quantization.to_json()}
+        )
         copy_files(source, writer.path, TOKENIZER_FILES + LICENCE_FILES + (PROVENANCE_FILE,))
-        report = _report(writer.path, plans, errors, source_bytes, time.perf_counter() - started)
+        report = _report(writer.path, errors, source_bytes, time.perf_counter() - started)
         write_json(writer.path / REPORT_FILE, report.to_json())
     return report
 
@@ -133,7 +139,11 @@ def _plan(config: ModelConfig, table_columns: int) -> list[_Plan]:
         module = name.removesuffix(".weight")
         if module in linear and can_pack(*linear[module]):
             columns = _table_columns(shape[1], table_columns)
-            plans.append(_Plan(name, shape, "palette4", tuple(palette_specs(module, *linear[module], columns)), columns))
+            plans.append(
+                _Plan(
+                    name, shape, "palette4", tuple(palette_specs(module, *linear[module], columns)), columns
+                )
+            )
         elif module in EMBEDDINGS and can_pack(shape[0], shape[1]):
             plans.append(_Plan(name, shape, "int8", tuple(int8_specs(module, shape[0], shape[1]))))
         else:
@@ -167,7 +177,9 @@ def _write_weights(
     specs = aligned_order(spec for plan in plans for spec in plan.specs)
     owner = {spec.name: plan for plan in plans for spec in plan.specs}
     errors: dict[str, float] = {}
-    ready: dict[str, NDArray[Any]] = {}  # parts of a weight that wait for their turn in the file: scales, tables
+    ready: dict[
+        str, NDArray[Any]
+    ] = {}  # parts of a weight that wait for their turn in the file: scales, tables
     total = sum(math.prod(plan.shape) for plan in plans)
     done = 0
     with SafetensorsWriter(path, specs, {"format": "pt"}) as writer:
@@ -188,12 +200,19 @@ def _pack(
 ) -> tuple[dict[str, NDArray[Any]], float]:
     stored = checkpoint.array(plan.name)
     if stored.dtype != np.uint16 or stored.shape != plan.shape:
-        raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; pull the model again")
+        raise PomonaError(
+            f"{checkpoint.directory}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; "
+            "pull the model again"
+        )
     if ((stored & 0x7F80) == 0x7F80).any():
-        raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r} holds a value that is not finite; get a sound checkpoint")
+        raise PomonaError(
+            f"{checkpoint.directory}: tensor {plan.name!r} holds a value that is not finite; "
+            "get a sound checkpoint"
+        )
     if plan.format == "copy":
         return {plan.name: stored}, 0.0
     weight = float32_from_bf16(stored)
+    parts: dict[str, Any]
     if plan.format == "int8":
         parts = pack_int8(weight)
         weigh = importance["lm_head"]
@@ -204,11 +223,13 @@ def _pack(
         error, norm = parts.pop("squared_error"), parts.pop("squared_norm")
         for name in ("table_scales", "row_scales"):
             parts[name] = parts[name].view(np.float16)
-    return {f"{plan.name}_{part}": array for part, array in parts.items()}, math.sqrt(error / norm) if norm > 0 else 0.0
+    return {f"{plan.name}_{part}": array for part, array in parts.items()}, math.sqrt(
+        error / norm
+    ) if norm > 0 else 0.0
 
 
 def _report(
-    directory: Path, plans: list[_Plan], errors: dict[str, float], source_bytes: int, seconds: float
+    directory: Path, errors: dict[str, float], source_bytes: int, seconds: float
 ) -> CompressionReport:
     description = describe(directory)
     tensors = tuple(
@@ -222,5 +243,3 @@ def _report(
         source_bytes,
         seconds,
     )
-
-

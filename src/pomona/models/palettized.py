@@ -5,7 +5,7 @@ A module `M` (say `model.layers.0.self_attn.q_proj`, weight [N, K]) is stored as
     bf16      M.weight               BF16 [N, K]
     int8      M.weight_int8          U8   [N/16, K/4, 64]   byte 4 r + j = weight[r][k + j] + 128
               M.weight_row_scales    F16  [N]
-    palette   M.weight_indices       U8   [N/16, K/8, 64]   byte 4 r + j = index[k + j] | index[k + 4 + j] << 4
+    palette   M.weight_indices       U8   [N/16, K/8, 64]   byte 4 r + j = index[k+j] | index[k+4+j] << 4
               M.weight_tables        I8   [N/16, K/C, 16]   C = table_columns, a multiple of 64
               M.weight_table_scales  F16  [N/16, K/C]
               M.weight_row_scales    F16  [N]
@@ -59,17 +59,22 @@ class QuantizationConfig:
         }
 
 
-def read_quantization_config(config_json: Mapping[str, Any], source: str = CONFIG_FILE) -> QuantizationConfig | None:
+def read_quantization_config(
+    config_json: Mapping[str, Any], source: str = CONFIG_FILE
+) -> QuantizationConfig | None:
     """The packed format that a config.json declares, None for a plain model; PomonaError for any other."""
     raw = config_json.get("quantization_config")
     if raw is None:
         return None
     if not isinstance(raw, dict) or raw.get("quant_method") != METHOD:
         method = raw.get("quant_method") if isinstance(raw, dict) else raw
-        raise PomonaError(f"{source}: quantization method {method!r} is not supported; use an unquantised checkpoint")
+        raise PomonaError(
+            f"{source}: quantization method {method!r} is not supported; use an unquantised checkpoint"
+        )
     if raw.get("version") != VERSION:
         raise PomonaError(
-            f"{source}: packed format version {raw.get('version')!r}, this pomona reads {VERSION}; compress again"
+            f"{source}: packed format version {raw.get('version')!r}, this pomona reads {VERSION}; "
+            "compress the model again"
         )
     unknown = sorted(set(raw) - {"quant_method", "version", "base_fingerprint", "bits"})
     fingerprint, bits = raw.get("base_fingerprint"), raw.get("bits")
@@ -114,15 +119,21 @@ def pack_int8(weight_NK: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
     values = np.clip(np.rint(weight_NK * inverse[:, None]), -127, 127).astype(np.int16) + 128
     lines = values.astype(np.uint8).reshape(rows // GROUP_ROWS, GROUP_ROWS, columns // 4, 4)
     return {
-        "int8": np.ascontiguousarray(lines.transpose(0, 2, 1, 3)).reshape(rows // GROUP_ROWS, columns // 4, 64),
+        "int8": np.ascontiguousarray(lines.transpose(0, 2, 1, 3)).reshape(
+            rows // GROUP_ROWS, columns // 4, 64
+        ),
         "row_scales": scales,
     }
 
 
 def unpack_int8(packed_GK64: NDArray[np.uint8], row_scales: NDArray[np.float16]) -> NDArray[np.float32]:
     groups, lines, _ = packed_GK64.shape
-    values = packed_GK64.reshape(groups, lines, GROUP_ROWS, 4).transpose(0, 2, 1, 3).astype(np.float32) - 128.0
-    weight: NDArray[np.float32] = values.reshape(groups * GROUP_ROWS, lines * 4) * row_scales.astype(np.float32)[:, None]
+    values = (
+        packed_GK64.reshape(groups, lines, GROUP_ROWS, 4).transpose(0, 2, 1, 3).astype(np.float32) - 128.0
+    )
+    weight: NDArray[np.float32] = (
+        values.reshape(groups * GROUP_ROWS, lines * 4) * row_scales.astype(np.float32)[:, None]
+    )
     return weight
 
 
@@ -160,7 +171,9 @@ def dequantize_tensor(checkpoint: Checkpoint, module: str) -> NDArray[np.float32
 
     def part(name: str) -> NDArray[Any]:
         if f"{module}.weight_{name}" not in checkpoint.tensors:
-            raise PomonaError(f"{checkpoint.directory}: tensor {module}.weight_{name} is missing; compress the model again")
+            raise PomonaError(
+                f"{checkpoint.directory}: tensor {module}.weight_{name} is missing; compress the model again"
+            )
         return checkpoint.array(f"{module}.weight_{name}")
 
     if f"{module}.weight_indices" in checkpoint.tensors:
@@ -175,12 +188,16 @@ def dequantize_tensor(checkpoint: Checkpoint, module: str) -> NDArray[np.float32
             or parts[2].shape != (groups, tables)
             or parts[3].shape != (groups * GROUP_ROWS,)
         ):
-            raise PomonaError(f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again")
+            raise PomonaError(
+                f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again"
+            )
         return unpack_palette(*parts)
     if f"{module}.weight_int8" in checkpoint.tensors:
         packed, scales = part("int8"), part("row_scales")
         if packed.ndim != 3 or packed.shape[2] != 64 or scales.shape != (packed.shape[0] * GROUP_ROWS,):
-            raise PomonaError(f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again")
+            raise PomonaError(
+                f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again"
+            )
         return unpack_int8(packed, scales)
     return float32_from_bf16(checkpoint.array(f"{module}.weight"))
 
@@ -222,7 +239,9 @@ def describe(directory: Path | str) -> ModelDescription:
     config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
     quantization = read_quantization_config(raw, str(directory / CONFIG_FILE))
     with Checkpoint(directory) as checkpoint:
-        tensors = tuple(_describe_weight(checkpoint, name, shape) for name, shape in config.tensor_shapes().items())
+        tensors = tuple(
+            _describe_weight(checkpoint, name, shape) for name, shape in config.tensor_shapes().items()
+        )
         mark = quantization.base_fingerprint if quantization else fingerprint(checkpoint)
     projections = {f"{module}.weight" for module in config.linear_shapes()}
     linear = [t for t in tensors if t.name in projections]
@@ -238,10 +257,15 @@ def describe(directory: Path | str) -> ModelDescription:
 
 
 def _describe_weight(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) -> TensorDescription:
-    stored = {part: checkpoint.tensors[f"{name}_{part}"] for part in _PARTS if f"{name}_{part}" in checkpoint.tensors}
+    stored = {
+        part: checkpoint.tensors[f"{name}_{part}"]
+        for part in _PARTS
+        if f"{name}_{part}" in checkpoint.tensors
+    }
     if not stored and name not in checkpoint.tensors:
-        raise PomonaError(f"{checkpoint.directory}: tensor {name} is missing; pull or compress the model again")
+        raise PomonaError(
+            f"{checkpoint.directory}: tensor {name} is missing; pull or compress the model again"
+        )
     kind = "palette4" if "indices" in stored else "int8" if stored else checkpoint.tensors[name].dtype.lower()
     size = sum(info.end - info.start for info in stored.values() or [checkpoint.tensors[name]])
     return TensorDescription(name, shape, kind, 8 * size / math.prod(shape), size)
-

@@ -73,7 +73,7 @@ class Sequence:
 
 @dataclass(frozen=True)
 class StepInput:
-    """The tokens that a sequence brings to a step (a prompt, or the token sampled last), and how to sample."""
+    """The tokens that a sequence brings to a step (a prompt, or the last sample), and how to sample."""
 
     sequence: Sequence
     tokens: Seq[int]
@@ -83,7 +83,9 @@ class StepInput:
 class Engine:
     """One model on this machine's CPU. Calls may come from several threads; they take turns."""
 
-    def __init__(self, directory: Path, config: ModelConfig, native: _native.Engine, checkpoint: Checkpoint) -> None:
+    def __init__(
+        self, directory: Path, config: ModelConfig, native: _native.Engine, checkpoint: Checkpoint
+    ) -> None:
         self.directory = directory
         self.config = config
         self.native = native
@@ -111,7 +113,9 @@ class Engine:
         config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
         read_quantization_config(raw, str(directory / CONFIG_FILE))
         checkpoint = Checkpoint(directory)
-        tensors = {name: (info.dtype, _bits(checkpoint.array(name))) for name, info in checkpoint.tensors.items()}
+        tensors = {
+            name: (info.dtype, _bits(checkpoint.array(name))) for name, info in checkpoint.tensors.items()
+        }
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
         try:
@@ -195,11 +199,15 @@ class Engine:
         with self.new_sequence() as sequence:
             for start in range(0, len(ids), BATCH_TOKENS):
                 end = start + BATCH_TOKENS
-                parts.append(self._call(self.native.score, sequence.handle, ids[start:end], targets[start:end]))
+                parts.append(
+                    self._call(self.native.score, sequence.handle, ids[start:end], targets[start:end])
+                )
         return np.concatenate(parts)[:-1]
 
     def _native_step(self, batch: Seq[tuple[Sequence, Seq[int], Sampling]]) -> list[int]:
-        inputs = [_native.StepInput(s.handle, list(tokens), sampling.native()) for s, tokens, sampling in batch]
+        inputs = [
+            _native.StepInput(s.handle, list(tokens), sampling.native()) for s, tokens, sampling in batch
+        ]
         result: list[int] = self._call(self.native.step, inputs)
         return result
 
@@ -207,7 +215,9 @@ class Engine:
         try:
             return function(*arguments)
         except MemoryError as error:
-            raise PomonaError(f"{error}; close sequences, shorten the prompt, or load with a larger kv_tokens") from error
+            raise PomonaError(
+                f"{error}; close sequences, shorten the prompt, or load with a larger kv_tokens"
+            ) from error
         except ValueError as error:
             raise PomonaError(f"{self.directory.name}: {error}") from error
 

@@ -1,7 +1,7 @@
 """One sequence, token by token: the synchronous path for a single user.
 
-    for token in generate(engine, prompt_ids, sampling=Sampling(), max_new_tokens=64, stop_ids={2}):
-        ...
+for token in generate(engine, prompt_ids, sampling=Sampling(), max_new_tokens=64, stop_ids={2}):
+    ...
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def generate(
         raise PomonaError("the prompt has no tokens; give a text")
     limit = min(engine.config.max_position_embeddings, engine.native.kv_tokens)
     if len(prompt_ids) >= limit:
-        raise PomonaError(f"the prompt has {len(prompt_ids):,} tokens, the context holds {limit:,}; shorten it")
+        raise PomonaError(
+            f"the prompt has {len(prompt_ids):,} tokens, the context holds {limit:,}; shorten it"
+        )
     with engine.new_sequence() as sequence:
         tokens: Sequence[int] = prompt_ids
         for _ in range(min(max_new_tokens, limit - len(prompt_ids))):

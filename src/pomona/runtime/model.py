@@ -1,8 +1,8 @@
 """A model that answers: engine, tokenizer and chat template together.
 
-    model = Model.load("smollm2-135m-4bit")
-    for piece in model.stream([{"role": "user", "content": "Name three apples."}]):
-        print(piece, end="")
+model = Model.load("smollm2-135m-4bit")
+for piece in model.stream([{"role": "user", "content": "Name three apples."}]):
+    print(piece, end="")
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ class Timing:
 
     @property
     def decode_tps(self) -> float:
-        return (self.new_tokens - 1) / self.decode_seconds if self.decode_seconds > 0 and self.new_tokens > 1 else 0.0
+        return (
+            (self.new_tokens - 1) / self.decode_seconds
+            if self.decode_seconds > 0 and self.new_tokens > 1
+            else 0.0
+        )
 
 
 class Model:
@@ -54,43 +58,62 @@ class Model:
         """`name`: a model in the cache or a directory. Other arguments as Engine.load's."""
         directory = resolve(name)
         return cls(
-            Engine.load(directory, threads=threads, isa=isa, kv_tokens=kv_tokens), Tokenizer.from_directory(directory)
+            Engine.load(directory, threads=threads, isa=isa, kv_tokens=kv_tokens),
+            Tokenizer.from_directory(directory),
         )
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn."""
         template = self.tokenizer.chat_template
         if template is None:
-            raise PomonaError(f"{self.engine.directory}: the model has no chat template; use raw text (`pomona run --raw`)")
+            raise PomonaError(
+                f"{self.engine.directory}: the model has no chat template; use raw text (`pomona run --raw`)"
+            )
         return self.tokenizer.encode(template.render(list(messages), add_generation_prompt=True))
 
     def stream(
-        self, messages: Sequence[Mapping[str, Any]], *, sampling: Sampling | None = None, max_new_tokens: int = 512
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 512,
     ) -> Iterator[str]:
         """Pieces of the answer to a conversation of {"role", "content"} messages, as they come."""
         started = time.perf_counter()
         return self._stream(self.render(messages), sampling or Sampling(), max_new_tokens, started)
 
-    def complete(self, text: str, *, sampling: Sampling | None = None, max_new_tokens: int = 512) -> Iterator[str]:
+    def complete(
+        self, text: str, *, sampling: Sampling | None = None, max_new_tokens: int = 512
+    ) -> Iterator[str]:
         """Pieces of the continuation of a raw text, without any template."""
         started = time.perf_counter()
         ids = self.tokenizer.encode(text, add_special_tokens=True, parse_special=False)
         return self._stream(ids, sampling or Sampling(), max_new_tokens, started)
 
     def respond(
-        self, messages: Sequence[Mapping[str, Any]], *, sampling: Sampling | None = None, max_new_tokens: int = 512
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        sampling: Sampling | None = None,
+        max_new_tokens: int = 512,
     ) -> str:
         """The whole answer at once."""
         return "".join(self.stream(messages, sampling=sampling, max_new_tokens=max_new_tokens))
 
-    def _stream(self, ids: list[int], sampling: Sampling, max_new_tokens: int, started: float) -> Iterator[str]:
+    def _stream(
+        self, ids: list[int], sampling: Sampling, max_new_tokens: int, started: float
+    ) -> Iterator[str]:
         self.last_timing = None
         decoder = self.tokenizer.stream()
         prefill_started = time.perf_counter()
         first = last = 0.0
         count = 0
         tokens = generate(
-            self.engine, ids, sampling=sampling, max_new_tokens=max_new_tokens, stop_ids=self.tokenizer.eos_token_ids
+            self.engine,
+            ids,
+            sampling=sampling,
+            max_new_tokens=max_new_tokens,
+            stop_ids=self.tokenizer.eos_token_ids,
         )
         try:
             for token in tokens:
