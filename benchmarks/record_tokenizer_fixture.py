@@ -119,7 +119,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
 
-    import llama_cpp  # type: ignore[import-not-found]  # the peer, in an environment of its own
+    import llama_cpp
 
     llama = llama_cpp.Llama(model_path=str(arguments.model), vocab_only=True, verbose=False)
 

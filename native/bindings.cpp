@@ -1,4 +1,5 @@
-// pomona._native: what Python sees of the native core. Every array is checked here; no pointer leaves its owner.
+// pomona._native: what Python sees of the native core. Every array is checked here; no pointer leaves its
+// owner.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/shared_ptr.h>
@@ -19,11 +20,14 @@ using namespace nb::literals;
 namespace pomona {
 namespace {
 
-template <class T> using Array = nb::ndarray<nb::numpy, T, nb::c_contig>;
-template <class T, int N> using Input = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
+template <class T>
+using Array = nb::ndarray<nb::numpy, T, nb::c_contig>;
+template <class T, int N>
+using Input = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
 using AnyInput = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
 
-template <class T> Array<T> to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {
+template <class T>
+Array<T> to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {
   auto owner = std::make_unique<std::vector<T>>(std::move(values));
   T* data = owner->data();
   nb::capsule capsule(owner.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
@@ -42,13 +46,13 @@ DType dtype_of(const std::string& name) {
 
 std::size_t size_of(DType dtype) {
   switch (dtype) {
-  case DType::f32:
-    return 4;
-  case DType::bf16:
-  case DType::f16:
-    return 2;
-  default:
-    return 1;
+    case DType::f32:
+      return 4;
+    case DType::bf16:
+    case DType::f16:
+      return 2;
+    default:
+      return 1;
   }
 }
 
@@ -62,8 +66,10 @@ TensorMap tensor_map(const nb::dict& tensors, std::vector<AnyInput>& keep) {
     view.dtype = dtype_of(nb::cast<std::string>(pair[0]));
     const auto array = nb::cast<AnyInput>(pair[1]);
     if (array.itemsize() != size_of(view.dtype))
-      throw std::invalid_argument("tensor '" + name + "' has elements of " + std::to_string(array.itemsize()) + " bytes");
-    for (std::size_t i = 0; i < array.ndim(); ++i) view.shape.push_back(static_cast<std::int64_t>(array.shape(i)));
+      throw std::invalid_argument("tensor '" + name + "' has elements of " +
+                                  std::to_string(array.itemsize()) + " bytes");
+    for (std::size_t i = 0; i < array.ndim(); ++i)
+      view.shape.push_back(static_cast<std::int64_t>(array.shape(i)));
     view.data = static_cast<const std::uint8_t*>(array.data());
     keep.push_back(array);
     map.emplace(name, std::move(view));
@@ -96,12 +102,14 @@ ModelShape model_shape(const nb::dict& d) {
 }
 
 // Copies the tensors of an adapter; scales: module name -> alpha / rank.
-std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors, const nb::dict& scales) {
+std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors,
+                                      const nb::dict& scales) {
   std::vector<AnyInput> keep;
   const TensorMap map = tensor_map(tensors, keep);
   const ModelShape model = model_shape(shape);
   std::vector<std::pair<std::string, float>> factors;
-  for (auto [module, scale] : scales) factors.emplace_back(nb::cast<std::string>(module), nb::cast<float>(scale));
+  for (auto [module, scale] : scales)
+    factors.emplace_back(nb::cast<std::string>(module), nb::cast<float>(scale));
   const nb::gil_scoped_release release;
   return std::make_shared<Adapter>(model, map, factors);
 }
@@ -111,12 +119,13 @@ struct OwningEngine {
   std::vector<AnyInput> arrays;
   std::unique_ptr<Engine> engine;
 
-  OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa, int kv_tokens,
-               int batch_tokens, bool huge_pages) {
+  OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa,
+               int kv_tokens, int batch_tokens, bool huge_pages) {
     const TensorMap map = tensor_map(tensors, arrays);
     const ModelShape model = model_shape(shape);
     const nb::gil_scoped_release release;
-    engine = std::make_unique<Engine>(model, map, EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages});
+    engine = std::make_unique<Engine>(model, map,
+                                      EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages});
   }
 
   std::vector<int> step(const std::vector<StepInput>& inputs) {
@@ -124,7 +133,8 @@ struct OwningEngine {
     return engine->step(inputs);
   }
 
-  void logits(int sequence, Input<std::int32_t, 1> tokens, nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
+  void logits(int sequence, Input<std::int32_t, 1> tokens,
+              nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> out) {
     if (out.shape(0) != tokens.shape(0) || out.shape(1) != static_cast<std::size_t>(engine->shape().vocab))
       throw std::invalid_argument("logits needs an output of shape [tokens, vocab]");
     const nb::gil_scoped_release release;
@@ -148,12 +158,14 @@ struct OwningEngine {
   }
 };
 
-nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int table_columns, int threads) {
+nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int table_columns,
+                         int threads) {
   const int rows = static_cast<int>(weights.shape(0)), cols = static_cast<int>(weights.shape(1));
   Palettes p;
   {
     const nb::gil_scoped_release release;
-    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()}, table_columns, threads);
+    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()},
+                  table_columns, threads);
   }
   const std::size_t groups = p.groups, tables = p.tables;
   nb::dict result;
@@ -167,7 +179,8 @@ nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, in
 }
 
 // A packed matrix times float activations, for tests and benchmarks of one kernel: quantise, multiply.
-Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors, Input<float, 2> x, int threads) {
+Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors, Input<float, 2> x,
+                             int threads) {
   std::vector<AnyInput> keep;
   const TensorMap map = tensor_map(tensors, keep);
   const int m = static_cast<int>(x.shape(0)), cols = static_cast<int>(x.shape(1));
@@ -183,27 +196,33 @@ Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors,
     HugeArray<std::int32_t> offsets(m * blocks);
     const QuantRows quantized{m, cols, bytes.data(), scales.data(), offsets.data()};
     if (w.format != Format::bf16)
-      for (int i = 0; i < m; ++i) kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, 0, cols, quantized, i);
+      for (int i = 0; i < m; ++i)
+        kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, 0, cols, quantized, i);
     ThreadPool pool(threads);
     std::vector<HugeArray<std::uint8_t>> scratch;
     for (int t = 0; t < threads; ++t) scratch.emplace_back(matmul_scratch(cols));
     pool.run([&](int t) {
       const auto [g0, g1] = share(w.groups(), t, threads);
       if (g0 == g1) return;
-      if (w.format == Format::palette) kernels.matmul_palette(w, g0, g1, quantized, y.data(), rows, scratch[t].data());
-      if (w.format == Format::int8) kernels.matmul_int8(w, g0, g1, quantized, y.data(), rows, scratch[t].data());
+      if (w.format == Format::palette)
+        kernels.matmul_palette(w, g0, g1, quantized, y.data(), rows, scratch[t].data());
+      if (w.format == Format::int8)
+        kernels.matmul_int8(w, g0, g1, quantized, y.data(), rows, scratch[t].data());
       if (w.format == Format::bf16)
-        kernels.matmul_bf16(w, g0 * kGroupRows, std::min(g1 * kGroupRows, rows), x.data(), cols, m, y.data(), rows);
+        kernels.matmul_bf16(w, g0 * kGroupRows, std::min(g1 * kGroupRows, rows), x.data(), cols, m, y.data(),
+                            rows);
     });
   }
   return to_numpy(std::move(y), {static_cast<std::size_t>(m), static_cast<std::size_t>(rows)});
 }
 
-int sample_logits(Input<float, 1> logits, const Sampling& sampling, Input<std::int32_t, 1> history, std::int64_t position) {
+int sample_logits(Input<float, 1> logits, const Sampling& sampling, Input<std::int32_t, 1> history,
+                  std::int64_t position) {
   std::vector<float> copy(logits.data(), logits.data() + logits.size());
   const std::span<const std::int32_t> tokens(history.data(), history.size());
   for (const std::int32_t token : tokens)
-    if (token < 0 || static_cast<std::size_t>(token) >= copy.size()) throw std::invalid_argument("a history token is outside the vocabulary");
+    if (token < 0 || static_cast<std::size_t>(token) >= copy.size())
+      throw std::invalid_argument("a history token is outside the vocabulary");
   return sample(select_kernels("auto"), copy, sampling, tokens, position);
 }
 
@@ -225,10 +244,12 @@ NB_MODULE(_native, m) {
   nb::class_<Sampling>(m, "Sampling")
       .def(
           "__init__",
-          [](Sampling* s, float temperature, int top_k, float top_p, float min_p, float repetition_penalty, std::uint64_t seed) {
+          [](Sampling* s, float temperature, int top_k, float top_p, float min_p, float repetition_penalty,
+             std::uint64_t seed) {
             new (s) Sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed};
           },
-          "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f, "repetition_penalty"_a = 1.0f, "seed"_a = 0);
+          "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0);
 
   nb::class_<StepInput>(m, "StepInput")
       .def(
@@ -243,18 +264,26 @@ NB_MODULE(_native, m) {
       .def_prop_ro("bytes", &Adapter::bytes);
 
   nb::class_<OwningEngine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool>(), "shape"_a, "tensors"_a,
-           "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a)
-      .def("new_sequence",
-           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) { return e.engine->new_sequence(std::move(adapter)); },
-           "adapter"_a.none() = nb::none())
-      .def("free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a)
-      .def("length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a)
-      .def("truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); }, "sequence"_a, "length"_a)
+      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool>(), "shape"_a,
+           "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a)
+      .def(
+          "new_sequence",
+          [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {
+            return e.engine->new_sequence(std::move(adapter));
+          },
+          "adapter"_a.none() = nb::none())
+      .def(
+          "free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a)
+      .def(
+          "length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a)
+      .def(
+          "truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); },
+          "sequence"_a, "length"_a)
       .def("step", &OwningEngine::step, "inputs"_a)
       .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
       .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
-      .def("collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a)
+      .def(
+          "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a)
       .def("moments", &OwningEngine::moments)
       .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
       .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })
@@ -262,10 +291,12 @@ NB_MODULE(_native, m) {
       .def_prop_ro("kv_tokens", [](const OwningEngine& e) { return e.engine->kv_tokens(); })
       .def_prop_ro("free_tokens", [](const OwningEngine& e) { return e.engine->free_tokens(); })
       .def_prop_ro("bytes_per_token", [](const OwningEngine& e) { return e.engine->bytes_per_token(); })
-      .def_prop_ro("kv_bytes_per_token", [](const OwningEngine& e) { return e.engine->kv_bytes_per_token(); });
+      .def_prop_ro("kv_bytes_per_token",
+                   [](const OwningEngine& e) { return e.engine->kv_bytes_per_token(); });
 
   m.def("available_isas", [] { return std::string(available_kernels()); });
-  m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a, nb::call_guard<nb::gil_scoped_release>());
+  m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a,
+        nb::call_guard<nb::gil_scoped_release>());
   m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "table_columns"_a, "threads"_a);
   m.def("multiply_packed", &multiply_packed, "isa"_a, "rows"_a, "tensors"_a, "x"_a, "threads"_a);
   m.def("sample", &sample_logits, "logits"_a, "sampling"_a, "history"_a, "position"_a);

@@ -15,7 +15,7 @@ namespace pomona {
 namespace {
 
 constexpr int kColors = 16;
-constexpr int kBins = 256;       // the exact solution is found on this many bins, then refined on all values
+constexpr int kBins = 256; // the exact solution is found on this many bins, then refined on all values
 constexpr int kRefinements = 10;
 
 struct Weighted {
@@ -48,8 +48,8 @@ struct Prefix {
   }
 };
 
-// Optimal cut of the bins into 16 intervals. best[j] = min over i of previous[i] + cost(i, j); the minimising i grows
-// with j, so each row is solved by divide and conquer in O(n log n).
+// Optimal cut of the bins into 16 intervals. best[j] = min over i of previous[i] + cost(i, j); the minimising
+// i grows with j, so each row is solved by divide and conquer in O(n log n).
 class IntervalSolver {
  public:
   std::array<int, kColors + 1> solve(const Prefix& prefix, const std::vector<std::size_t>& edges) {
@@ -133,7 +133,8 @@ struct Worker {
 
 class Palettizer {
  public:
-  Palettizer(std::span<const float> weights, int rows, int cols, std::span<const float> importance, int table_cols)
+  Palettizer(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
+             int table_cols)
       : weights_(weights), cols_(cols), importance_(importance), table_cols_(table_cols) {
     out_.groups = rows / kGroupRows;
     out_.tables = cols / table_cols;
@@ -206,7 +207,8 @@ class Palettizer {
         int index = 0;
         if (scales[r] > 0.0f)
           for (const float m : middle) index += w / scales[r] > m;
-        std::uint8_t& byte = out_.indices[static_cast<std::size_t>(g) * cols_ * 8 + static_cast<std::size_t>(k / 8) * 64 + r * 4 + k % 4];
+        std::uint8_t& byte = out_.indices[static_cast<std::size_t>(g) * cols_ * 8 +
+                                          static_cast<std::size_t>(k / 8) * 64 + r * 4 + k % 4];
         byte = static_cast<std::uint8_t>(byte | (k & 4 ? index << 4 : index));
         const double error = w - entry[index] * scales[r];
         errors_[g] += importance_[k] * error * error;
@@ -232,7 +234,8 @@ std::uint16_t float_to_half(float f) {
   const float magnitude = std::fabs(f);
   if (!(magnitude < 65520.0f)) return static_cast<std::uint16_t>(sign | (std::isnan(f) ? 0x7e00u : 0x7c00u));
   if (magnitude < 0x1.0p-14f) // subnormal: a whole number of 2^-24
-    return static_cast<std::uint16_t>(sign | static_cast<std::uint16_t>(std::nearbyint(magnitude * 0x1.0p24f)));
+    return static_cast<std::uint16_t>(sign |
+                                      static_cast<std::uint16_t>(std::nearbyint(magnitude * 0x1.0p24f)));
   std::memcpy(&bits, &magnitude, 4);
   bits += 0xfffu + ((bits >> 13) & 1u);
   return static_cast<std::uint16_t>(sign | ((bits >> 13) - (112u << 10)));
@@ -240,8 +243,10 @@ std::uint16_t float_to_half(float f) {
 
 Palettes palettize(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
                    int table_cols, int threads) {
-  if (rows < kGroupRows || rows % kGroupRows != 0) throw std::invalid_argument("palettize needs a multiple of 16 rows");
-  if (cols < 1 || weights.size() != static_cast<std::size_t>(rows) * cols || importance.size() != static_cast<std::size_t>(cols))
+  if (rows < kGroupRows || rows % kGroupRows != 0)
+    throw std::invalid_argument("palettize needs a multiple of 16 rows");
+  if (cols < 1 || weights.size() != static_cast<std::size_t>(rows) * cols ||
+      importance.size() != static_cast<std::size_t>(cols))
     throw std::invalid_argument("palettize needs weights [rows, cols] and importance [cols]");
   if (table_cols < kBlock || table_cols % kBlock != 0 || cols % table_cols != 0)
     throw std::invalid_argument("table_columns must be a multiple of 64 that divides the matrix's columns");

@@ -15,18 +15,18 @@ constexpr int kMaxRank = 1024;
 
 std::pair<int, int> shape_of(const ModelShape& s, Projection p) {
   switch (p) {
-  case kQ:
-    return {s.q_rows(), s.hidden};
-  case kK:
-  case kV:
-    return {s.kv_rows(), s.hidden};
-  case kO:
-    return {s.hidden, s.q_rows()};
-  case kGate:
-  case kUp:
-    return {s.ffn, s.hidden};
-  default:
-    return {s.hidden, s.ffn};
+    case kQ:
+      return {s.q_rows(), s.hidden};
+    case kK:
+    case kV:
+      return {s.kv_rows(), s.hidden};
+    case kO:
+      return {s.hidden, s.q_rows()};
+    case kGate:
+    case kUp:
+      return {s.ffn, s.hidden};
+    default:
+      return {s.hidden, s.ffn};
   }
 }
 
@@ -58,7 +58,8 @@ Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
   std::unordered_map<std::string, std::pair<int, Projection>> places;
   for (int l = 0; l < shape.layers; ++l)
     for (int p = 0; p < kProjections; ++p)
-      places["model.layers." + std::to_string(l) + "." + kProjectionNames[p]] = {l, static_cast<Projection>(p)};
+      places["model.layers." + std::to_string(l) + "." + kProjectionNames[p]] = {l,
+                                                                                 static_cast<Projection>(p)};
 
   struct Part {
     const TensorView *a, *b;
@@ -69,7 +70,8 @@ Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
   std::size_t elements = 0;
   for (const auto& [module, scale] : scales) {
     const auto place = places.find(module);
-    if (place == places.end()) throw std::invalid_argument("module '" + module + "' is no projection of this model");
+    if (place == places.end())
+      throw std::invalid_argument("module '" + module + "' is no projection of this model");
     const auto [layer, projection] = place->second;
     const auto [rows, cols] = shape_of(shape, projection);
     const TensorView& a = find(tensors, module + ".lora_A.weight");
@@ -78,19 +80,22 @@ Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
     if (rank < 1 || rank > kMaxRank || a.shape[1] != cols || b.shape[0] != rows || b.shape[1] != rank)
       throw std::invalid_argument("module '" + module + "': lora_A and lora_B do not fit a projection of [" +
                                   std::to_string(rows) + ", " + std::to_string(cols) + "]");
-    if (!std::isfinite(scale)) throw std::invalid_argument("module '" + module + "' has a scale that is not finite");
+    if (!std::isfinite(scale))
+      throw std::invalid_argument("module '" + module + "' has a scale that is not finite");
     LowRank& target = layers_[layer][projection];
     if (target.rank != 0) throw std::invalid_argument("module '" + module + "' is named twice");
     target.rank = static_cast<int>(rank + rank % 2);
     target.scale = scale;
     max_rank_ = std::max(max_rank_, target.rank);
     parts.push_back({&a, &b, &target, rows, cols});
-    elements += (static_cast<std::size_t>(target.rank) * cols + 31) / 32 * 32 + static_cast<std::size_t>(target.rank) * rows;
+    elements += (static_cast<std::size_t>(target.rank) * cols + 31) / 32 * 32 +
+                static_cast<std::size_t>(target.rank) * rows;
   }
   if (tensors.size() != 2 * scales.size()) {
     for (const auto& [name, view] : tensors) {
       const std::string module = name.substr(0, name.find(".lora_"));
-      const bool known = std::any_of(scales.begin(), scales.end(), [&](const auto& s) { return s.first == module; });
+      const bool known =
+          std::any_of(scales.begin(), scales.end(), [&](const auto& s) { return s.first == module; });
       if (!known || (name != module + ".lora_A.weight" && name != module + ".lora_B.weight"))
         throw std::invalid_argument("tensor '" + name + "' belongs to no adapted module");
     }
@@ -111,7 +116,8 @@ Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
       for (int j = 0; j < rank; ++j)
         to[(static_cast<std::size_t>(row / 16) * (padded / 2) + j / 2) * 32 + (row % 16) * 2 + j % 2] =
             bf16_at(*part.b, static_cast<std::size_t>(row) * rank + j);
-    to += static_cast<std::size_t>(part.rows) * padded; // rows are multiples of 16 in every model that the engine takes
+    to += static_cast<std::size_t>(part.rows) *
+          padded; // rows are multiples of 16 in every model that the engine takes
   }
 }
 

@@ -16,7 +16,8 @@ inline constexpr std::array<const char*, kProjections> kProjectionNames = {
     "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
     "mlp.gate_proj",    "mlp.up_proj",      "mlp.down_proj"};
 
-// a: bf16 [rank][K]; b: bf16 [N/16][rank/2][16 rows][2 ranks]. The rank is padded with zeros to an even number.
+// a: bf16 [rank][K]; b: bf16 [N/16][rank/2][16 rows][2 ranks]. The rank is padded with zeros to an even
+// number.
 struct LowRank {
   int rank = 0; // 0: this projection is not adapted
   float scale = 0.0f;
@@ -26,10 +27,12 @@ struct LowRank {
 
 class Adapter {
  public:
-  // tensors: "model.layers.L.self_attn.q_proj.lora_A.weight" [rank, K] and "...lora_B.weight" [N, rank], BF16, F16 or
-  // F32; copied. scales: one per adapted module (name without ".lora_A.weight"). Rank and modules may differ per layer.
-  // std::invalid_argument for a tensor that is missing, unexpected, or of another shape.
-  Adapter(const ModelShape& shape, const TensorMap& tensors, const std::vector<std::pair<std::string, float>>& scales);
+  // tensors: "model.layers.L.self_attn.q_proj.lora_A.weight" [rank, K] and "...lora_B.weight" [N, rank],
+  // BF16, F16 or F32; copied. scales: one per adapted module (name without ".lora_A.weight"). Rank and
+  // modules may differ per layer. std::invalid_argument for a tensor that is missing, unexpected, or of
+  // another shape.
+  Adapter(const ModelShape& shape, const TensorMap& tensors,
+          const std::vector<std::pair<std::string, float>>& scales);
 
   const LowRank& at(int layer, Projection projection) const { return layers_[layer][projection]; }
   std::size_t bytes() const { return buffer_.size() * sizeof(std::uint16_t); }

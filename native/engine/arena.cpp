@@ -14,7 +14,8 @@ HugeBuffer::HugeBuffer(std::size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
   const bool large = bytes >= kHugePage;
   mapped_ = large ? (bytes + kHugePage - 1) / kHugePage * kHugePage + kHugePage : bytes;
-  mapping_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  mapping_ =
+      mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (mapping_ == MAP_FAILED) {
     mapping_ = nullptr;
     throw std::bad_alloc();
@@ -23,7 +24,8 @@ HugeBuffer::HugeBuffer(std::size_t bytes) : size_(bytes) {
   if (large) {
     address = (address + kHugePage - 1) / kHugePage * kHugePage;
 #ifdef MADV_HUGEPAGE
-    madvise(reinterpret_cast<void*>(address), mapped_ - kHugePage, MADV_HUGEPAGE); // advice: a refusal only costs speed
+    madvise(reinterpret_cast<void*>(address), mapped_ - kHugePage,
+            MADV_HUGEPAGE); // advice: a refusal only costs speed
 #endif
   }
   data_ = reinterpret_cast<std::uint8_t*>(address);

@@ -1,4 +1,5 @@
-// Memory in 2 MB pages where the system grants them: worth 1.5x and more of read bandwidth for streamed weights.
+// Memory in 2 MB pages where the system grants them: worth 1.5x and more of read bandwidth for streamed
+// weights.
 #pragma once
 
 #include <cstddef>
@@ -28,7 +29,8 @@ class HugeBuffer {
 };
 
 // A typed view on a HugeBuffer: working memory of the engine, 64-byte aligned.
-template <class T> class HugeArray {
+template <class T>
+class HugeArray {
  public:
   HugeArray() = default;
   explicit HugeArray(std::size_t count) : buffer_(count * sizeof(T)), count_(count) {}

@@ -1,5 +1,5 @@
-// Attention over the paged cache. A query row folds its keys in chunks of 256, always cut at the same positions, so a
-// token's result is the same whether it came in a prefill, in a smaller chunk, or alone.
+// Attention over the paged cache. A query row folds its keys in chunks of 256, always cut at the same
+// positions, so a token's result is the same whether it came in a prefill, in a smaller chunk, or alone.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -39,7 +39,8 @@ void Engine::plan_attention() {
           tasks_.push_back({r, head, run.row0 + row, rows, 0, chunks, false});
           continue;
         }
-        for (int chunk = 0; chunk < chunks; ++chunk) tasks_.push_back({r, head, run.row0 + row, rows, chunk, 1, true});
+        for (int chunk = 0; chunk < chunks; ++chunk)
+          tasks_.push_back({r, head, run.row0 + row, rows, chunk, 1, true});
       }
     }
   }
@@ -76,7 +77,8 @@ void Engine::rotate_and_store(int row, const Layer& layer, int l) {
 void Engine::run_attention(int t, int l) {
   const int count = static_cast<int>(tasks_.size());
   const int base = l * (count + pool_.size());
-  for (int i = next_task_.fetch_add(1) - base; i < count; i = next_task_.fetch_add(1) - base) attend(t, l, tasks_[i]);
+  for (int i = next_task_.fetch_add(1) - base; i < count; i = next_task_.fetch_add(1) - base)
+    attend(t, l, tasks_[i]);
 }
 
 void Engine::attend(int t, int l, const AttentionTask& task) {
@@ -88,7 +90,8 @@ void Engine::attend(int t, int l, const AttentionTask& task) {
   float maxima[kAttendRows], sums[kAttendRows], chunk_max[kAttendRows], chunk_sum[kAttendRows];
   int visible[kAttendRows];
   for (int i = 0; i < task.rows; ++i) {
-    const float* source = qkv_.data() + static_cast<std::size_t>(task.row0 + i) * shape_.qkv_rows() + task.head * shared * d;
+    const float* source =
+        qkv_.data() + static_cast<std::size_t>(task.row0 + i) * shape_.qkv_rows() + task.head * shared * d;
     std::memcpy(q + static_cast<std::size_t>(i) * shared * d, source, sizeof(float) * shared * d);
   }
   std::fill_n(maxima, rows, kNoScore);
@@ -96,7 +99,8 @@ void Engine::attend(int t, int l, const AttentionTask& task) {
   std::fill_n(out, static_cast<std::size_t>(rows) * d, 0.0f);
 
   const std::vector<int>& pages = sequences_[run.sequence].pages;
-  const int last = run.start + (task.row0 - run.row0) + task.rows; // positions that the last of these tokens sees
+  const int last =
+      run.start + (task.row0 - run.row0) + task.rows; // positions that the last of these tokens sees
   for (int chunk = task.chunk0; chunk < task.chunk0 + task.chunks; ++chunk) {
     const int first = chunk * kChunkTokens;
     const std::uint16_t* blocks[kChunkPages];
@@ -118,11 +122,14 @@ void Engine::attend(int t, int l, const AttentionTask& task) {
     for (int i = 0; i < rows; ++i) {
       const float* from = chunk_out + static_cast<std::size_t>(i) * d;
       if (!task.partial) {
-        kernels_.fold(&maxima[i], &sums[i], out + static_cast<std::size_t>(i) * d, chunk_max[i], chunk_sum[i], from, d);
+        kernels_.fold(&maxima[i], &sums[i], out + static_cast<std::size_t>(i) * d, chunk_max[i], chunk_sum[i],
+                      from, d);
         continue;
       }
-      const int row = run.partial_row0 + task.row0 - run.row0 + i / shared, head = task.head * shared + i % shared;
-      const std::size_t index = (static_cast<std::size_t>(row) * shape_.heads + head) * partial_chunks_ + chunk;
+      const int row = run.partial_row0 + task.row0 - run.row0 + i / shared,
+                head = task.head * shared + i % shared;
+      const std::size_t index =
+          (static_cast<std::size_t>(row) * shape_.heads + head) * partial_chunks_ + chunk;
       partial_max_[index] = chunk_max[i];
       partial_sum_[index] = chunk_sum[i];
       std::memcpy(partial_out_.data() + index * d, from, sizeof(float) * d);
@@ -146,8 +153,10 @@ void Engine::finish_attention(int row) {
     float largest = kNoScore, sum = 0.0f;
     std::fill_n(out, d, 0.0f);
     for (int chunk = 0; chunk < run.chunks; ++chunk) {
-      const std::size_t index = (static_cast<std::size_t>(partial_row) * shape_.heads + head) * partial_chunks_ + chunk;
-      kernels_.fold(&largest, &sum, out, partial_max_[index], partial_sum_[index], partial_out_.data() + index * d, d);
+      const std::size_t index =
+          (static_cast<std::size_t>(partial_row) * shape_.heads + head) * partial_chunks_ + chunk;
+      kernels_.fold(&largest, &sum, out, partial_max_[index], partial_sum_[index],
+                    partial_out_.data() + index * d, d);
     }
     for (int j = 0; j < d; ++j) out[j] /= sum;
   }

@@ -18,7 +18,8 @@ std::vector<double> inverse_frequencies(const ModelShape& s) {
     double f = 1.0 / std::pow(s.rope_theta, 2.0 * i / s.head_dim);
     if (s.rope_factor > 0.0) {
       const double wavelength = 2.0 * kPi / f;
-      const double low = s.rope_original_positions / s.rope_low_freq, high = s.rope_original_positions / s.rope_high_freq;
+      const double low = s.rope_original_positions / s.rope_low_freq,
+                   high = s.rope_original_positions / s.rope_high_freq;
       if (wavelength > low) {
         f /= s.rope_factor;
       } else if (wavelength > high) {
@@ -39,14 +40,16 @@ const ModelShape& checked(const ModelShape& s) {
     throw std::invalid_argument("hidden_size and intermediate_size must be multiples of 16");
   if (s.head_dim < 16 || s.head_dim % 16 != 0 || s.head_dim > 512)
     throw std::invalid_argument("head_dim must be a multiple of 16, at most 512");
-  if (s.heads / s.kv_heads > kAttendRows) throw std::invalid_argument("more than 48 query heads share a key/value head");
+  if (s.heads / s.kv_heads > kAttendRows)
+    throw std::invalid_argument("more than 48 query heads share a key/value head");
   return s;
 }
 
 const EngineOptions& checked(const EngineOptions& o) {
   if (o.threads < 1 || o.threads > 1024) throw std::invalid_argument("threads must be 1 .. 1024");
   if (o.kv_tokens < 1) throw std::invalid_argument("kv_tokens must be positive");
-  if (o.batch_tokens < 1 || o.batch_tokens > 1 << 16) throw std::invalid_argument("batch_tokens must be 1 .. 65536");
+  if (o.batch_tokens < 1 || o.batch_tokens > 1 << 16)
+    throw std::invalid_argument("batch_tokens must be 1 .. 65536");
   return o;
 }
 
@@ -101,7 +104,8 @@ Engine::Sequence& Engine::sequence(int id) {
 
 int Engine::new_sequence(std::shared_ptr<const Adapter> adapter) {
   const std::lock_guard lock(mutex_);
-  if (adapter != nullptr && adapter->layers() != shape_.layers) throw std::invalid_argument("the adapter is for another model");
+  if (adapter != nullptr && adapter->layers() != shape_.layers)
+    throw std::invalid_argument("the adapter is for another model");
   auto it = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.used; });
   if (it == sequences_.end()) it = sequences_.emplace(sequences_.end());
   it->used = true;
@@ -125,8 +129,8 @@ void Engine::truncate(int id, int length) {
   const std::lock_guard lock(mutex_);
   Sequence& s = sequence(id);
   if (length < 0 || length > static_cast<int>(s.tokens.size()))
-    throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.tokens.size()) + " tokens to " +
-                                std::to_string(length));
+    throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.tokens.size()) +
+                                " tokens to " + std::to_string(length));
   s.tokens.resize(length);
   const std::size_t pages = (length + kPageTokens - 1) / kPageTokens;
   for (; s.pages.size() > pages; s.pages.pop_back()) cache_.release(s.pages.back());
@@ -140,7 +144,8 @@ void Engine::append(std::span<const StepInput> inputs) {
     const std::size_t count = input.tokens.size();
     if (count == 0) throw std::invalid_argument("an input without tokens");
     if (count > static_cast<std::size_t>(options_.batch_tokens - total))
-      throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) + " tokens in one step");
+      throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) +
+                                  " tokens in one step");
     total += static_cast<int>(count);
     for (const std::int32_t token : input.tokens)
       if (token < 0 || token >= shape_.vocab)
@@ -148,7 +153,8 @@ void Engine::append(std::span<const StepInput> inputs) {
                                     std::to_string(shape_.vocab));
     const std::size_t length = s.tokens.size() + count;
     if (length > static_cast<std::size_t>(shape_.max_positions))
-      throw std::invalid_argument("the sequence would exceed the model's " + std::to_string(shape_.max_positions) + " positions");
+      throw std::invalid_argument("the sequence would exceed the model's " +
+                                  std::to_string(shape_.max_positions) + " positions");
     pages += static_cast<int>((length + kPageTokens - 1) / kPageTokens - s.pages.size());
     ids.push_back(input.sequence);
   }
@@ -156,7 +162,8 @@ void Engine::append(std::span<const StepInput> inputs) {
   if (std::adjacent_find(ids.begin(), ids.end()) != ids.end())
     throw std::invalid_argument("a sequence appears twice in one step");
   if (pages > cache_.free_pages())
-    throw KvCacheFull("the key/value cache is full (" + std::to_string(kv_tokens()) + " tokens for all sequences)");
+    throw KvCacheFull("the key/value cache is full (" + std::to_string(kv_tokens()) +
+                      " tokens for all sequences)");
 
   runs_.clear();
   rows_.clear();
@@ -164,7 +171,8 @@ void Engine::append(std::span<const StepInput> inputs) {
     Sequence& s = sequence(input.sequence);
     const int start = static_cast<int>(s.tokens.size()), count = static_cast<int>(input.tokens.size());
     runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start, s.adapter.get()});
-    for (int i = 0; i < count; ++i) rows_.push_back({static_cast<int>(runs_.size()) - 1, start + i, input.tokens[i]});
+    for (int i = 0; i < count; ++i)
+      rows_.push_back({static_cast<int>(runs_.size()) - 1, start + i, input.tokens[i]});
     s.tokens.insert(s.tokens.end(), input.tokens.begin(), input.tokens.end());
     while (s.pages.size() * kPageTokens < s.tokens.size()) s.pages.push_back(cache_.allocate());
   }
@@ -178,8 +186,8 @@ std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
   for (const Run& run : runs_) wanted.rows.push_back(run.row0 + run.count - 1);
   wanted.use = [&](int index, float* logits) {
     const std::vector<std::int32_t>& history = sequences_[runs_[index].sequence].tokens;
-    sampled[index] = sample(kernels_, {logits, static_cast<std::size_t>(shape_.vocab)}, inputs[index].sampling, history,
-                            static_cast<std::int64_t>(history.size()));
+    sampled[index] = sample(kernels_, {logits, static_cast<std::size_t>(shape_.vocab)},
+                            inputs[index].sampling, history, static_cast<std::int64_t>(history.size()));
   };
   forward(wanted);
   return sampled;
@@ -196,10 +204,12 @@ void Engine::logits(int id, std::span<const std::int32_t> tokens, float* out) {
   forward(wanted);
 }
 
-void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, float* out) {
+void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+                   float* out) {
   if (tokens.size() != targets.size()) throw std::invalid_argument("score needs one target per token");
   for (const std::int32_t target : targets)
-    if (target >= shape_.vocab) throw std::invalid_argument("target " + std::to_string(target) + " is outside the vocabulary");
+    if (target >= shape_.vocab)
+      throw std::invalid_argument("target " + std::to_string(target) + " is outside the vocabulary");
   const std::lock_guard lock(mutex_);
   append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}});
   Wanted wanted;

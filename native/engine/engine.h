@@ -1,7 +1,8 @@
 // One model, its key/value cache and its sequences; a step runs one forward pass over a ragged batch.
 //
-// Walk of a token: forward.cpp embeds it, runs the layers and the head; attention.cpp reads and writes the cache;
-// sampler.cpp chooses. Results do not depend on the batch, the chunking or the number of threads (see kernels.h).
+// Walk of a token: forward.cpp embeds it, runs the layers and the head; attention.cpp reads and writes the
+// cache; sampler.cpp chooses. Results do not depend on the batch, the chunking or the number of threads (see
+// kernels.h).
 #pragma once
 
 #include <atomic>
@@ -28,7 +29,7 @@ inline constexpr int kAttendRows = 48; // query rows of an attention task at the
 struct EngineOptions {
   int threads = 1;
   std::string isa = "auto";
-  int kv_tokens = 8192;  // positions that all sequences share
+  int kv_tokens = 8192;   // positions that all sequences share
   int batch_tokens = 512; // tokens of one step at the most
   bool huge_pages = true;
 };
@@ -56,13 +57,14 @@ class Engine {
   int length(int sequence);
   void truncate(int sequence, int length); // forgets the tokens from `length` on
 
-  // Appends the tokens of every input, samples one next token for each. std::invalid_argument for bad ids or sizes,
-  // KvCacheFull when the cache does not suffice; in both cases no sequence has changed.
+  // Appends the tokens of every input, samples one next token for each. std::invalid_argument for bad ids or
+  // sizes, KvCacheFull when the cache does not suffice; in both cases no sequence has changed.
   std::vector<int> step(const std::vector<StepInput>& inputs);
   // Appends tokens to one sequence and writes the logits of each, [tokens, vocab].
   void logits(int sequence, std::span<const std::int32_t> tokens, float* out);
   // Appends tokens; out[i] = log p(targets[i] | everything up to tokens[i]); a negative target gives 0.
-  void score(int sequence, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets, float* out);
+  void score(int sequence, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
+             float* out);
 
   void collect_moments(bool on);
   // Keys: module name of the first linear layer that reads the input, e.g. model.layers.0.self_attn.q_proj.
@@ -89,7 +91,7 @@ class Engine {
     int sequence;
     int row0;
     int count;
-    int start;             // position of the first of them
+    int start; // position of the first of them
     const Adapter* adapter;
     int partial_row0 = -1; // where its rows lie in partial_*, when its context is split over tasks
     int chunks = 0;        // of 256 keys
@@ -118,11 +120,12 @@ class Engine {
   void forward_thread(int t, const Wanted& wanted);
 
   // forward.cpp: what thread t does in a phase
-  template <class F> void each_row(int t, int count, F&& work);
+  template <class F>
+  void each_row(int t, int count, F&& work);
   void prepare_row(int row);
   void norm(const float* x, const std::vector<float>& weight, float* y) const;
-  void multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride, const QuantRows& quantized,
-                float* y, int y_stride);
+  void multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride,
+                const QuantRows& quantized, float* y, int y_stride);
   void project_qkv(int t, int l);
   void project_gated(int t, int l);
   void project_residual(int t, int l, Projection projection, const float* x, const QuantRows& quantized);
@@ -153,17 +156,17 @@ class Engine {
   std::atomic<int> next_task_{0};
 
   std::vector<double> inverse_frequency_;
-  bool adapted_ = false;        // a run of this batch has an adapter
-  int low_rank_ = 0;            // the largest rank among them
-  std::vector<float> lowered_;  // [M][3][low_rank_]: A x, for up to three projections of one input
-  HugeArray<float> cos_, sin_;                                     // [M][D/2]
+  bool adapted_ = false;       // a run of this batch has an adapter
+  int low_rank_ = 0;           // the largest rank among them
+  std::vector<float> lowered_; // [M][3][low_rank_]: A x, for up to three projections of one input
+  HugeArray<float> cos_, sin_; // [M][D/2]
   HugeArray<float> x_, normed_, qkv_, attended_, gate_, up_, y_, head_input_, logits_; // [M][...]
   std::vector<HugeArray<std::uint8_t>> quant_bytes_;
   std::vector<HugeArray<float>> quant_scales_;
   std::vector<HugeArray<std::int32_t>> quant_offsets_;
   QuantRows quant_hidden_, quant_attended_, quant_ffn_, quant_head_;
-  std::vector<HugeArray<std::uint8_t>> scratch_;   // per thread: matmul tile
-  std::vector<HugeArray<float>> attend_scratch_;   // per thread
+  std::vector<HugeArray<std::uint8_t>> scratch_;               // per thread: matmul tile
+  std::vector<HugeArray<float>> attend_scratch_;               // per thread
   int partial_chunks_ = 0;                                     // chunks of the longest split run
   std::vector<float> partial_max_, partial_sum_, partial_out_; // [split rows][heads][partial_chunks_]([D])
 

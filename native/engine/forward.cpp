@@ -15,7 +15,8 @@ bool packed(const Matrix& w) { return w.format != Format::bf16; }
 } // namespace
 
 // Waits for what came before, runs work(row) for every row, and returns when all rows are done.
-template <class F> void Engine::each_row(int t, int count, F&& work) {
+template <class F>
+void Engine::each_row(int t, int count, F&& work) {
   if (count <= kSerialRows) {
     pool_.barrier([&] {
       for (int row = 0; row < count; ++row) work(row);
@@ -63,7 +64,8 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.input_norm, y);
-      if (packed(layer.q) || packed(layer.k) || packed(layer.v)) kernels_.quantize(y, 0, hidden, quant_hidden_, row);
+      if (packed(layer.q) || packed(layer.k) || packed(layer.v))
+        kernels_.quantize(y, 0, hidden, quant_hidden_, row);
     });
     observe(t, prefix + "self_attn.q_proj", normed_.data(), hidden, m);
     project_qkv(t, l);
@@ -92,7 +94,8 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
 
 // Embedding row and rotation angles. The angle is formed in float32, as transformers does.
 void Engine::prepare_row(int row) {
-  embedding_row(weights_.embedding, rows_[row].token, x_.data() + static_cast<std::size_t>(row) * shape_.hidden);
+  embedding_row(weights_.embedding, rows_[row].token,
+                x_.data() + static_cast<std::size_t>(row) * shape_.hidden);
   const std::size_t half = shape_.head_dim / 2;
   for (std::size_t i = 0; i < half; ++i) {
     const float angle = static_cast<float>(rows_[row].position) * static_cast<float>(inverse_frequency_[i]);
@@ -106,22 +109,22 @@ void Engine::norm(const float* x, const std::vector<float>& weight, float* y) co
 }
 
 // Row groups [g0, g1) of w times all rows of the batch.
-void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride, const QuantRows& quantized,
-                      float* y, int y_stride) {
+void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride,
+                      const QuantRows& quantized, float* y, int y_stride) {
   if (g0 >= g1) return;
   switch (w.format) {
-  case Format::palette:
-    return kernels_.matmul_palette(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
-  case Format::int8:
-    return kernels_.matmul_int8(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
-  case Format::bf16:
-    return kernels_.matmul_bf16(w, g0 * kGroupRows, std::min(g1 * kGroupRows, w.rows), x, x_stride, quantized.rows, y,
-                                y_stride);
+    case Format::palette:
+      return kernels_.matmul_palette(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
+    case Format::int8:
+      return kernels_.matmul_int8(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
+    case Format::bf16:
+      return kernels_.matmul_bf16(w, g0 * kGroupRows, std::min(g1 * kGroupRows, w.rows), x, x_stride,
+                                  quantized.rows, y, y_stride);
   }
 }
 
-// First half of the adapters: lowered_[row][slot] = A x, slot being the projection's place in the list. Ranks are
-// split over the threads, so a barrier must follow before the second half.
+// First half of the adapters: lowered_[row][slot] = A x, slot being the projection's place in the list. Ranks
+// are split over the threads, so a barrier must follow before the second half.
 void Engine::lower(int t, int l, std::initializer_list<Projection> projections, const float* x, int cols) {
   for (const Run& run : runs_) {
     if (run.adapter == nullptr) continue;
@@ -131,7 +134,8 @@ void Engine::lower(int t, int l, std::initializer_list<Projection> projections, 
       float* u = lowered_.data() + (static_cast<std::size_t>(run.row0) * 3 + slot++) * low_rank_;
       const auto [r0, r1] = share(low.rank, t, pool_.size());
       if (r0 < r1)
-        kernels_.matmul_bf16(low.a, r0, r1, x + static_cast<std::size_t>(run.row0) * cols, cols, run.count, u, 3 * low_rank_);
+        kernels_.matmul_bf16(low.a, r0, r1, x + static_cast<std::size_t>(run.row0) * cols, cols, run.count, u,
+                             3 * low_rank_);
     }
   }
 }
@@ -160,8 +164,10 @@ void Engine::project_qkv(int t, int l) {
   int group = 0, row = 0, slot = 0;
   for (const Matrix* w : {&layer.q, &layer.k, &layer.v}) {
     const int g0 = std::clamp(first - group, 0, w->groups()), g1 = std::clamp(last - group, 0, w->groups());
-    multiply(t, *w, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, qkv_.data() + row, shape_.qkv_rows());
-    if (adapted_) raise(l, static_cast<Projection>(kQ + slot), slot, g0, g1, qkv_.data() + row, shape_.qkv_rows());
+    multiply(t, *w, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, qkv_.data() + row,
+             shape_.qkv_rows());
+    if (adapted_)
+      raise(l, static_cast<Projection>(kQ + slot), slot, g0, g1, qkv_.data() + row, shape_.qkv_rows());
     group += w->groups();
     row += w->rows;
     ++slot;
@@ -193,7 +199,8 @@ void Engine::project_gated(int t, int l) {
 }
 
 // x += w input, for o and down
-void Engine::project_residual(int t, int l, Projection projection, const float* x, const QuantRows& quantized) {
+void Engine::project_residual(int t, int l, Projection projection, const float* x,
+                              const QuantRows& quantized) {
   const Matrix& w = projection == kO ? weights_.layers[l].o : weights_.layers[l].down;
   const auto [g0, g1] = share(w.groups(), t, pool_.size());
   if (adapted_) {

@@ -26,7 +26,8 @@ class KvCache {
 
   // keys [D/2][16][2], then values [8][D][2] of one layer and head (see kernels.h)
   std::uint16_t* block(int page, int layer, int head) const {
-    return data_.data() + page * page_elements_ + (static_cast<std::size_t>(layer) * kv_heads_ + head) * block_elements_;
+    return data_.data() + page * page_elements_ +
+           (static_cast<std::size_t>(layer) * kv_heads_ + head) * block_elements_;
   }
 
  private:

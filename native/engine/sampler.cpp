@@ -24,7 +24,8 @@ void penalize(std::span<float> logits, float penalty, std::span<const std::int32
   std::vector<std::int32_t> seen(history.begin(), history.end());
   std::sort(seen.begin(), seen.end());
   seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
-  for (const std::int32_t token : seen) logits[token] = logits[token] > 0 ? logits[token] / penalty : logits[token] * penalty;
+  for (const std::int32_t token : seen)
+    logits[token] = logits[token] > 0 ? logits[token] / penalty : logits[token] * penalty;
 }
 
 } // namespace
@@ -45,8 +46,8 @@ int sample(const Kernels& kernels, std::span<float> logits, const Sampling& samp
   }
   const auto heavier = [&](int a, int b) { return weight[a] != weight[b] ? weight[a] > weight[b] : a < b; };
 
-  // Candidates, heaviest first where a filter needs an order. min-p is a threshold on the weight itself, for the
-  // heaviest token always weighs 1.
+  // Candidates, heaviest first where a filter needs an order. min-p is a threshold on the weight itself, for
+  // the heaviest token always weighs 1.
   std::vector<int> order(vocabulary);
   std::iota(order.begin(), order.end(), 0);
   std::size_t kept = order.size();

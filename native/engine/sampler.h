@@ -18,8 +18,8 @@ struct Sampling {
   std::uint64_t seed = 0;
 };
 
-// Changes `logits` [V] in place. `history`: the tokens so far (for the penalty). `position`: the random number is a
-// function of (seed, position) alone, so a sequence draws the same whatever shares its batch.
+// Changes `logits` [V] in place. `history`: the tokens so far (for the penalty). `position`: the random
+// number is a function of (seed, position) alone, so a sequence draws the same whatever shares its batch.
 // Order of the filters as in transformers: penalty, temperature, top-k, top-p, min-p.
 int sample(const Kernels& kernels, std::span<float> logits, const Sampling& sampling,
            std::span<const std::int32_t> history, std::int64_t position);

@@ -2,8 +2,8 @@
 
 namespace pomona {
 namespace {
-constexpr int kSpins = 4000;       // about 50 us inside a step
-constexpr int kIdleSpins = 20000;  // about 250 us between steps, then the workers sleep
+constexpr int kSpins = 1000;      // about 12 us inside a step
+constexpr int kIdleSpins = 20000; // about 250 us between steps, then the workers sleep
 } // namespace
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {
@@ -51,7 +51,8 @@ void ThreadPool::run(const std::function<void(int)>& task) {
 void ThreadPool::work(int index) {
   unsigned seen = 0;
   while (true) {
-    for (int spin = 0; spin < kIdleSpins && epoch_.load(std::memory_order_acquire) == seen; ++spin) cpu_relax();
+    for (int spin = 0; spin < kIdleSpins && epoch_.load(std::memory_order_acquire) == seen; ++spin)
+      cpu_relax();
     if (epoch_.load(std::memory_order_acquire) == seen) {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] { return epoch_.load(std::memory_order_relaxed) != seen; });

@@ -32,7 +32,8 @@ class ThreadPool {
   void run(const std::function<void(int)>& task);
 
   // Inside a task: waits for all threads; the last to come runs `last` before any goes on.
-  template <class Last> void barrier(Last&& last) {
+  template <class Last>
+  void barrier(Last&& last) {
     const unsigned phase = phase_.load(std::memory_order_acquire);
     if (arrived_.fetch_add(1, std::memory_order_acq_rel) == threads_ - 1) {
       std::forward<Last>(last)();

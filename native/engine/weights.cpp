@@ -30,7 +30,8 @@ class Reader {
     const TensorView* t = find(name);
     if (t == nullptr) throw std::invalid_argument("tensor '" + name + "' is missing");
     if (t->shape != shape)
-      throw std::invalid_argument("tensor '" + name + "' has shape " + text(t->shape) + ", the configuration says " + text(shape));
+      throw std::invalid_argument("tensor '" + name + "' has shape " + text(t->shape) +
+                                  ", the configuration says " + text(shape));
     if (t->dtype != dtype) throw std::invalid_argument("tensor '" + name + "' has an unexpected data type");
     return *t;
   }
@@ -76,16 +77,19 @@ class Reader {
         throw std::invalid_argument("tensor '" + weight + "_tables' does not cut " + std::to_string(cols) +
                                     " columns into tables of a multiple of 64");
       m.table_cols = static_cast<int>(cols / count);
-      m.tables = reinterpret_cast<const std::int8_t*>(get(weight + "_tables", DType::i8, {groups, count, 16}).data);
-      m.table_scales =
-          reinterpret_cast<const std::uint16_t*>(get(weight + "_table_scales", DType::f16, {groups, count}).data);
-      m.row_scales = reinterpret_cast<const std::uint16_t*>(get(weight + "_row_scales", DType::f16, {rows}).data);
+      m.tables =
+          reinterpret_cast<const std::int8_t*>(get(weight + "_tables", DType::i8, {groups, count, 16}).data);
+      m.table_scales = reinterpret_cast<const std::uint16_t*>(
+          get(weight + "_table_scales", DType::f16, {groups, count}).data);
+      m.row_scales =
+          reinterpret_cast<const std::uint16_t*>(get(weight + "_row_scales", DType::f16, {rows}).data);
       m.data = indices->data;
     } else if (const TensorView* bytes = find(weight + "_int8")) {
       need_packable(weight, rows, cols);
       m.format = Format::int8;
       get(weight + "_int8", DType::u8, {groups, cols / 4, 64});
-      m.row_scales = reinterpret_cast<const std::uint16_t*>(get(weight + "_row_scales", DType::f16, {rows}).data);
+      m.row_scales =
+          reinterpret_cast<const std::uint16_t*>(get(weight + "_row_scales", DType::f16, {rows}).data);
       m.data = bytes->data;
     } else {
       m.format = Format::bf16;
@@ -96,13 +100,15 @@ class Reader {
 
   void refuse_unused() const {
     for (const auto& [name, view] : tensors_)
-      if (!used_.contains(name)) throw std::invalid_argument("tensor '" + name + "' is not part of this architecture");
+      if (!used_.contains(name))
+        throw std::invalid_argument("tensor '" + name + "' is not part of this architecture");
   }
 
  private:
   static void need_packable(const std::string& name, int rows, int cols) {
     if (rows % kGroupRows != 0 || cols % kBlock != 0)
-      throw std::invalid_argument("packed matrix '" + name + "' needs a multiple of 16 rows and of 64 columns");
+      throw std::invalid_argument("packed matrix '" + name +
+                                  "' needs a multiple of 16 rows and of 64 columns");
   }
 
   const TensorMap& tensors_;
@@ -117,15 +123,18 @@ struct Part {
 std::vector<Part> parts(const Matrix& m) {
   const std::size_t groups = m.groups();
   switch (m.format) {
-  case Format::bf16:
-    return {{m.data, 2 * static_cast<std::size_t>(m.rows) * m.cols}};
-  case Format::int8:
-    return {{m.data, groups * m.group_bytes()}, {m.row_scales, groups * 32}};
-  case Format::palette:
-    break;
+    case Format::bf16:
+      return {{m.data, 2 * static_cast<std::size_t>(m.rows) * m.cols}};
+    case Format::int8:
+      return {{m.data, groups * m.group_bytes()}, {m.row_scales, groups * 32}};
+    case Format::palette:
+      break;
   }
   const std::size_t tables = groups * (m.cols / m.table_cols);
-  return {{m.data, groups * m.group_bytes()}, {m.tables, tables * 16}, {m.table_scales, tables * 2}, {m.row_scales, groups * 32}};
+  return {{m.data, groups * m.group_bytes()},
+          {m.tables, tables * 16},
+          {m.table_scales, tables * 2},
+          {m.row_scales, groups * 32}};
 }
 
 std::size_t total_bytes(const Matrix& m) {
@@ -178,8 +187,9 @@ Weights::Weights(const ModelShape& shape, const TensorMap& tensors, bool huge_pa
       layer.k_norm = reader.vector(attention + "k_norm.weight", shape.head_dim);
     }
     if (shape.qkv_bias) {
-      for (const auto& [name, rows] : {std::pair{"q_proj.bias", shape.q_rows()}, std::pair{"k_proj.bias", shape.kv_rows()},
-                                       std::pair{"v_proj.bias", shape.kv_rows()}}) {
+      for (const auto& [name, rows] :
+           {std::pair{"q_proj.bias", shape.q_rows()}, std::pair{"k_proj.bias", shape.kv_rows()},
+            std::pair{"v_proj.bias", shape.kv_rows()}}) {
         const std::vector<float> bias = reader.vector(attention + name, rows);
         layer.qkv_bias.insert(layer.qkv_bias.end(), bias.begin(), bias.end());
       }
@@ -192,7 +202,8 @@ Weights::Weights(const ModelShape& shape, const TensorMap& tensors, bool huge_pa
 
   std::vector<Matrix*> streamed;
   for (Layer& layer : layers)
-    for (Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down}) streamed.push_back(m);
+    for (Matrix* m : {&layer.q, &layer.k, &layer.v, &layer.o, &layer.gate, &layer.up, &layer.down})
+      streamed.push_back(m);
   streamed.push_back(&head);
   std::size_t arena_bytes = 0;
   for (const Matrix* m : streamed) {

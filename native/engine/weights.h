@@ -1,5 +1,6 @@
-// From named tensors (views on a mapped safetensors file) to the matrices of a model. Shapes are checked against the
-// configuration; anything missing, unexpected or of the wrong size throws std::invalid_argument that names it.
+// From named tensors (views on a mapped safetensors file) to the matrices of a model. Shapes are checked
+// against the configuration; anything missing, unexpected or of the wrong size throws std::invalid_argument
+// that names it.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
-// AVX2 with FMA and F16C: table look-up by vpshufb, 15-bit activations as int16, products by vpmaddwd. A 64-byte line
-// is two halves of 8 rows; widened to int16 a row takes two int32 lanes, which are added at the end of a block.
+// AVX2 with FMA and F16C: table look-up by vpshufb, 15-bit activations as int16, products by vpmaddwd. A
+// 64-byte line is two halves of 8 rows; widened to int16 a row takes two int32 lanes, which are added at the
+// end of a block.
 #if defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
 
 #include <immintrin.h>
@@ -29,7 +30,8 @@ struct Avx2 {
   static float sqrt(float a) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(a))); }
   static F round(F a) { return _mm256_round_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F exp2i(F n) {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
+    return _mm256_castsi256_ps(
+        _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23));
   }
   static F zero_below(F x, F limit, F v) { return _mm256_and_ps(_mm256_cmp_ps(x, limit, _CMP_NLT_UQ), v); }
   static float reduce_add(F a) {
@@ -100,7 +102,8 @@ void half_group(const Matrix& w, int g, int h, const QuantRows& x, int m0, float
     float t = 1.0f;
     if constexpr (Palette) {
       const std::size_t i = first_table + b / table_blocks;
-      entries = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.tables + 16 * i)));
+      entries =
+          _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.tables + 16 * i)));
       t = half(w.table_scales[i]);
     }
     __m256i acc[M][2];
@@ -126,12 +129,14 @@ void half_group(const Matrix& w, int g, int h, const QuantRows& x, int m0, float
     }
   }
   const int row = g * kGroupRows + 8 * h;
-  const __m256 scales = _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.row_scales + row)));
+  const __m256 scales =
+      _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(w.row_scales + row)));
   for (int m = 0; m < M; ++m) _mm256_storeu_ps(y + m * y_stride + row, _mm256_mul_ps(f[m], scales));
 }
 
 template <bool Palette>
-void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride, std::uint8_t*) {
+void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+            std::uint8_t*) {
   for (int g = g0; g < g1; ++g) {
     for (int h = 0; h < 2; ++h) {
       int m = 0;

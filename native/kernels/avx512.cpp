@@ -28,7 +28,9 @@ struct Avx512 {
   static float sqrt(float a) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(a))); }
   static F round(F a) { return _mm512_roundscale_ps(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
   static F exp2i(F n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); }
-  static F zero_below(F x, F limit, F v) { return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v); }
+  static F zero_below(F x, F limit, F v) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_NLT_UQ), v);
+  }
   static float reduce_add(F a) { return _mm512_reduce_add_ps(a); }
   static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
   static bool any_equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }
@@ -59,12 +61,14 @@ constexpr int kGemmFrom = 8;    // tokens from which unpacking a tile of weights
 
 // The intrinsic makes gcc 12 copy and spill its tied accumulator; this keeps all of them in registers.
 inline __m512i dot(__m512i acc, __m512i weights, const std::uint8_t* x) {
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(weights), "m"(*reinterpret_cast<const std::int32_t*>(x)));
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(acc)
+      : "v"(weights), "m"(*reinterpret_cast<const std::int32_t*>(x)));
   return acc;
 }
 
-// The table as unsigned bytes (+128), four times over: vpermb reads the low 6 bits of an index byte, so the neighbour's
-// bits above a 4-bit index select the same entry and need no mask.
+// The table as unsigned bytes (+128), four times over: vpermb reads the low 6 bits of an index byte, so the
+// neighbour's bits above a 4-bit index select the same entry and need no mask.
 inline __m512i load_table(const std::int8_t* table) {
   const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
   return _mm512_broadcast_i32x4(_mm_xor_si128(t, _mm_set1_epi8(static_cast<char>(0x80))));
@@ -153,7 +157,8 @@ void group_matvec(const Matrix& w, int g, const QuantRows& x, int m0, float* y, 
 }
 
 template <bool Palette>
-void matvec(const Matrix& w, int g0, int g1, const QuantRows& x, int m0, int m1, float* y, std::size_t y_stride) {
+void matvec(const Matrix& w, int g0, int g1, const QuantRows& x, int m0, int m1, float* y,
+            std::size_t y_stride) {
   for (int g = g0; g < g1; ++g) {
     int m = m0;
     for (; m + 4 <= m1; m += 4) group_matvec<Palette, 4>(w, g, x, m, y + m * y_stride, y_stride);
@@ -166,7 +171,8 @@ void matvec(const Matrix& w, int g0, int g1, const QuantRows& x, int m0, int m1,
 }
 
 // G groups unpacked to unsigned bytes: tile [K/4][G][64].
-template <bool Palette> void unpack(const Matrix& w, int g0, int groups, std::uint8_t* tile) {
+template <bool Palette>
+void unpack(const Matrix& w, int g0, int groups, std::uint8_t* tile) {
   for (int i = 0; i < groups; ++i) {
     const std::uint8_t* line = w.data + (g0 + i) * w.group_bytes();
     std::uint8_t* out = tile + 64 * i;
@@ -183,7 +189,8 @@ template <bool Palette> void unpack(const Matrix& w, int g0, int groups, std::ui
         }
       }
     } else {
-      for (int k = 0; k < w.cols; k += 4, line += 64, out += step) _mm512_store_si512(out, _mm512_loadu_si512(line));
+      for (int k = 0; k < w.cols; k += 4, line += 64, out += step)
+        _mm512_store_si512(out, _mm512_loadu_si512(line));
     }
   }
 }
@@ -220,10 +227,12 @@ void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRow
           for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
     }
     for (int g = 0; g < G; ++g) {
-      const float table = Palette ? half(w.table_scales[static_cast<std::size_t>(g0 + g) * tables + b / table_blocks]) : 1.0f;
+      const float table =
+          Palette ? half(w.table_scales[static_cast<std::size_t>(g0 + g) * tables + b / table_blocks]) : 1.0f;
       for (int t = 0; t < T; ++t) {
         const __m512i sum = _mm512_add_epi32(acc[t][g], _mm512_set1_epi32(offset[t * blocks + b]));
-        f[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale[t * blocks + b] * table), f[t][g]);
+        f[t][g] =
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale[t * blocks + b] * table), f[t][g]);
       }
     }
   }
@@ -236,13 +245,15 @@ template <bool Palette, int G>
 void gemm(const Matrix& w, int g0, const QuantRows& x, float* y, std::size_t y_stride, std::uint8_t* tile) {
   unpack<Palette>(w, g0, G, tile);
   int m = 0;
-  for (; m + kGemmTokens <= x.rows; m += kGemmTokens) gemm_tile<Palette, G, kGemmTokens>(w, g0, tile, x, m, y, y_stride);
+  for (; m + kGemmTokens <= x.rows; m += kGemmTokens)
+    gemm_tile<Palette, G, kGemmTokens>(w, g0, tile, x, m, y, y_stride);
   for (; m + 2 <= x.rows; m += 2) gemm_tile<Palette, G, 2>(w, g0, tile, x, m, y, y_stride);
   for (; m < x.rows; ++m) gemm_tile<Palette, G, 1>(w, g0, tile, x, m, y, y_stride);
 }
 
 template <bool Palette>
-void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride, std::uint8_t* scratch) {
+void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+            std::uint8_t* scratch) {
   if (x.rows < kGemmFrom) {
     matvec<Palette>(w, g0, g1, x, 0, x.rows, y, y_stride);
     return;

@@ -1,4 +1,5 @@
-// Read bandwidth as the engine could see it: streams from huge pages with the same prefetch distance as the kernels.
+// Read bandwidth as the engine could see it: streams from huge pages with the same prefetch distance as the
+// kernels.
 #include <algorithm>
 #include <chrono>
 #include <vector>

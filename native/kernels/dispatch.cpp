@@ -10,8 +10,9 @@ namespace {
 
 const Kernels* usable_avx512() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
     return avx512_kernels();
 #endif
   return nullptr;
@@ -50,8 +51,8 @@ const Kernels& select_kernels(const char* isa) {
   if (best || name == "avx2")
     if (const Kernels* k = usable_avx2()) return *k;
   if (best || name == "scalar") return scalar_kernels();
-  throw std::invalid_argument("instruction set '" + std::string(name) + "' is not available here; choose auto or one of: " +
-                              available_kernels());
+  throw std::invalid_argument("instruction set '" + std::string(name) +
+                              "' is not available here; choose auto or one of: " + available_kernels());
 }
 
 } // namespace pomona

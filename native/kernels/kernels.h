@@ -1,17 +1,18 @@
 // The arithmetic of the engine: one table of functions per instruction set, chosen at run time.
 //
-// Weights come in groups of 16 output rows (the 16 int32 lanes of a 512-bit register). Integer products follow one
-// definition that every instruction set and every batch size computes bit for bit:
+// Weights come in groups of 16 output rows (the 16 int32 lanes of a 512-bit register). Integer products
+// follow one definition that every instruction set and every batch size computes bit for bit:
 //
-//   x is cut into blocks of 64 columns b, each quantised to 15 bits, x_q in -16256 .. 16256, s_b = max|x| / 16256;
-//   y[r] = row_scale[r] * fold over b, in order, of  f = fma(float(sum_k w_q[r][k] x_q[k]), s_b * t_b, f)
+//   x is cut into blocks of 64 columns b, each quantised to 15 bits, x_q in -16256 .. 16256, s_b = max|x| /
+//   16256; y[r] = row_scale[r] * fold over b, in order, of  f = fma(float(sum_k w_q[r][k] x_q[k]), s_b * t_b,
+//   f)
 //
 // where t_b is the table scale of block b (palette) or 1 (int8). Nothing else may be reordered, so a token's
 // result does not depend on what else is in the batch.
 //
-// Why 15 bits: activations have outliers, and one int8 pass of blocks of 64 costs a mean KL of 5e-3 to 1e-2 on
-// SmolLM2-135M. VNNI takes the value in two int8 passes, x_q = 128 high + low (an exact split); where decoding is
-// bound by memory the second pass is free.
+// Why 15 bits: activations have outliers, and one int8 pass of blocks of 64 costs a mean KL of 5e-3 to 1e-2
+// on SmolLM2-135M. VNNI takes the value in two int8 passes, x_q = 128 high + low (an exact split); where
+// decoding is bound by memory the second pass is free.
 //
 // Shape letters: M activation rows (tokens), N output rows, K input columns, D head dimension.
 #pragma once
@@ -24,8 +25,9 @@ namespace pomona {
 inline constexpr int kGroupRows = 16;  // output rows of a group
 inline constexpr int kBlock = 64;      // columns that share one activation scale
 inline constexpr int kPageTokens = 16; // tokens of a KV page: the lanes of the score kernel
-inline constexpr int kChunkPages = 16; // pages of an attention chunk: softmax is folded chunk by chunk, always at
-                                       // the same positions, so that splitting the work changes no bit
+inline constexpr int kChunkPages =
+    16; // pages of an attention chunk: softmax is folded chunk by chunk, always at
+        // the same positions, so that splitting the work changes no bit
 inline constexpr int kChunkTokens = kPageTokens * kChunkPages;
 
 enum class Format { bf16, int8, palette };
@@ -34,7 +36,8 @@ enum class Format { bf16, int8, palette };
 //   bf16     data: row-major [rows][cols]
 //   int8     data: [rows/16][cols/4][16 rows][4 columns], weight + 128;                 row_scales [rows]
 //   palette  data: [rows/16][cols/8][16 rows][4 bytes], byte j = index[k+j] | index[k+4+j] << 4;
-//            tables [rows/16][cols/table_cols][16], table_scales [rows/16][cols/table_cols], row_scales [rows]
+//            tables [rows/16][cols/table_cols][16], table_scales [rows/16][cols/table_cols], row_scales
+//            [rows]
 // The packed formats need a multiple of 16 rows and of 64 columns.
 struct Matrix {
   Format format = Format::bf16;
@@ -52,8 +55,9 @@ struct Matrix {
   }
 };
 
-// M quantised activation rows. The 2 K bytes of a row are as its instruction set wants them: int16 [K], or int8
-// planes high [K] and low [K]. offset = -128 * sum of the block, for kernels that read weights as weight + 128.
+// M quantised activation rows. The 2 K bytes of a row are as its instruction set wants them: int16 [K], or
+// int8 planes high [K] and low [K]. offset = -128 * sum of the block, for kernels that read weights as weight
+// + 128.
 struct QuantRows {
   int rows = 0;
   int cols = 0;
@@ -66,26 +70,29 @@ struct QuantRows {
 inline constexpr float kQuantMax = 16256.0f; // 127 * 128
 
 // Attention of several query rows that share one key/value head, over one chunk of at most 256 keys.
-// A page holds 16 tokens of one layer and head: keys [D/2][16 tokens][2], then values [8 token pairs][D][2], bf16.
+// A page holds 16 tokens of one layer and head: keys [D/2][16 tokens][2], then values [8 token pairs][D][2],
+// bf16.
 struct AttendArgs {
-  int rows = 0;                          // query rows
-  int head_dim = 0;                      // D, a multiple of 16
-  const float* q = nullptr;              // [rows][D], already scaled by D^-1/2
+  int rows = 0;                                // query rows
+  int head_dim = 0;                            // D, a multiple of 16
+  const float* q = nullptr;                    // [rows][D], already scaled by D^-1/2
   const std::uint16_t* const* pages = nullptr; // the pages of this chunk
-  int tokens = 0;                        // keys of this chunk that exist
-  const int* visible = nullptr;          // [rows]: how many of these keys the row may see (0 .. tokens)
-  float* max = nullptr;                  // [rows] out: largest score
-  float* sum = nullptr;                  // [rows] out: sum of exp(score - max)
-  float* out = nullptr;                  // [rows][D] out: sum of exp(score - max) * value
+  int tokens = 0;                              // keys of this chunk that exist
+  const int* visible = nullptr;                // [rows]: how many of these keys the row may see (0 .. tokens)
+  float* max = nullptr;                        // [rows] out: largest score
+  float* sum = nullptr;                        // [rows] out: sum of exp(score - max)
+  float* out = nullptr;                        // [rows][D] out: sum of exp(score - max) * value
 };
 
 struct Kernels {
   const char* name;
 
-  // Columns [c0, c1) of row m of `rows` from x [K], one scale and one offset per block of 64. Multiples of 64.
+  // Columns [c0, c1) of row m of `rows` from x [K], one scale and one offset per block of 64. Multiples
+  // of 64.
   void (*quantize)(const float* x, int c0, int c1, const QuantRows& rows, int m);
 
-  // y[m][r] for the rows of groups [g0, g1); y points at row 0. scratch: 64-byte aligned, matmul_scratch(K) bytes.
+  // y[m][r] for the rows of groups [g0, g1); y points at row 0. scratch: 64-byte aligned, matmul_scratch(K)
+  // bytes.
   void (*matmul_palette)(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
                          std::uint8_t* scratch);
   void (*matmul_int8)(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
@@ -94,10 +101,10 @@ struct Kernels {
   void (*matmul_bf16)(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, int m, float* y,
                       std::size_t y_stride);
 
-  // y[m][r] += scale * sum_j b[r][j] u[m][j] for the rows of groups [g0, g1): the second half of a low-rank adapter.
-  // b: bf16 [N/16][rank/2][16][2], rank even.
-  void (*add_low_rank)(const std::uint16_t* b, int rank, int g0, int g1, const float* u, std::size_t u_stride, int m,
-                       float scale, float* y, std::size_t y_stride);
+  // y[m][r] += scale * sum_j b[r][j] u[m][j] for the rows of groups [g0, g1): the second half of a low-rank
+  // adapter. b: bf16 [N/16][rank/2][16][2], rank even.
+  void (*add_low_rank)(const std::uint16_t* b, int rank, int g0, int g1, const float* u, std::size_t u_stride,
+                       int m, float scale, float* y, std::size_t y_stride);
 
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y); // y may be x
   void (*swiglu)(float* gate, const float* up, int n);                               // gate = silu(gate) * up
@@ -106,7 +113,8 @@ struct Kernels {
   void (*rope)(float* head, int head_dim, const float* cos, const float* sin);
   void (*attend)(const AttendArgs& args);
   // Folds a chunk's (max, sum, out) into the running one.
-  void (*fold)(float* max, float* sum, float* out, float chunk_max, float chunk_sum, const float* chunk_out, int n);
+  void (*fold)(float* max, float* sum, float* out, float chunk_max, float chunk_sum, const float* chunk_out,
+               int n);
   // Writes one token's key and value [D] into slot 0..15 of a page.
   void (*store_kv)(std::uint16_t* page, int slot, const float* k, const float* v, int head_dim);
   float (*log_sum_exp)(const float* x, int n);

@@ -55,7 +55,8 @@ int packed_value(const Matrix& w, const std::uint8_t* group, const std::int8_t* 
   return table[k & 4 ? byte >> 4 : byte & 15];
 }
 
-void matmul_packed(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride, std::uint8_t*) {
+void matmul_packed(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+                   std::uint8_t*) {
   const int tables = w.format == Format::palette ? w.cols / w.table_cols : 1;
   for (int g = g0; g < g1; ++g) {
     const std::uint8_t* group = w.data + g * w.group_bytes();
@@ -67,7 +68,8 @@ void matmul_packed(const Matrix& w, int g0, int g1, const QuantRows& x, float* y
           const int t = w.format == Format::palette ? g * tables + b * kBlock / w.table_cols : 0;
           const std::int8_t* table = w.format == Format::palette ? w.tables + t * 16 : nullptr;
           std::int32_t dot = 0;
-          for (int k = b * kBlock; k < (b + 1) * kBlock; ++k) dot += packed_value(w, group, table, r, k) * q[k];
+          for (int k = b * kBlock; k < (b + 1) * kBlock; ++k)
+            dot += packed_value(w, group, table, r, k) * q[k];
           float scale = x.scale[static_cast<std::size_t>(m) * x.blocks() + b];
           if (w.format == Format::palette) scale *= half_to_float(w.table_scales[t]);
           f = std::fma(static_cast<float>(dot), scale, f);
@@ -89,8 +91,9 @@ float half_to_float(std::uint16_t h) {
     const float f = std::ldexp(static_cast<float>(mantissa), -24);
     return sign ? -f : f;
   }
-  const std::uint32_t bits = sign | (exponent == 31 ? 0x7f800000u : static_cast<std::uint32_t>(exponent + 112) << 23) |
-                             mantissa << 13;
+  const std::uint32_t bits =
+      sign | (exponent == 31 ? 0x7f800000u : static_cast<std::uint32_t>(exponent + 112) << 23) |
+      mantissa << 13;
   float f;
   std::memcpy(&f, &bits, 4);
   return f;
@@ -98,7 +101,8 @@ float half_to_float(std::uint16_t h) {
 
 float weight_value(const Matrix& w, int row, int col) {
   if (w.format == Format::bf16)
-    return Scalar::bf16(reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols + col);
+    return Scalar::bf16(reinterpret_cast<const std::uint16_t*>(w.data) +
+                        static_cast<std::size_t>(row) * w.cols + col);
   const int g = row / kGroupRows, r = row % kGroupRows;
   const std::uint8_t* group = w.data + g * w.group_bytes();
   float scale = half_to_float(w.row_scales[row]);

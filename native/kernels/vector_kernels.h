@@ -1,10 +1,11 @@
 // The floating-point kernels, written once over a vector type V that each instruction set supplies:
 // V::F, V::width, load, store, set1, fma(a, b, c) = a * b + c, add, sub, mul, div, max, abs, round_to_int8,
-// exp2i (2^n for whole n), zero_below, reduce_add, reduce_max, bf16 (width values), bf16_pairs (low and high halves
-// of 32-bit lanes), any_equal.
+// exp2i (2^n for whole n), zero_below, reduce_add, reduce_max, bf16 (width values), bf16_pairs (low and high
+// halves of 32-bit lanes), any_equal.
 //
-// Every output row and token is folded in one fixed order whatever the tile sizes: results do not depend on the batch.
-// V lives in an unnamed namespace of its file, so that no instantiation is shared between instruction sets.
+// Every output row and token is folded in one fixed order whatever the tile sizes: results do not depend on
+// the batch. V lives in an unnamed namespace of its file, so that no instantiation is shared between
+// instruction sets.
 #pragma once
 
 #include <cstring>
@@ -13,15 +14,17 @@
 
 namespace pomona {
 
-// Of internal linkage: a definition shared between files could be the one compiled for the wrong instruction set.
+// Of internal linkage: a definition shared between files could be the one compiled for the wrong instruction
+// set.
 static inline std::uint16_t to_bf16(float x) {
   std::uint32_t u;
   std::memcpy(&u, &x, 4);
   if ((u & 0x7fffffffu) > 0x7f800000u) return static_cast<std::uint16_t>((u >> 16) | 0x40); // NaN stays NaN
-  return static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);                  // nearest even
+  return static_cast<std::uint16_t>((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);                // nearest even
 }
 
-template <class V> struct VectorKernels {
+template <class V>
+struct VectorKernels {
   using F = typename V::F;
   static constexpr int W = V::width;
   static constexpr int N = kPageTokens / W; // vectors of a page's 16 lanes
@@ -50,7 +53,8 @@ template <class V> struct VectorKernels {
       F largest_lanes = V::set1(0.0f);
       for (int i = 0; i < kBlock; i += W) largest_lanes = V::max(largest_lanes, V::abs(V::load(p + i)));
       const float largest = V::reduce_max(largest_lanes);
-      const bool usable = largest > 1e-30f && largest < 1e30f; // blocks of zeros and of infinities say nothing
+      const bool usable =
+          largest > 1e-30f && largest < 1e30f; // blocks of zeros and of infinities say nothing
       const F inverse = V::set1(usable ? kQuantMax / largest : 0.0f);
       std::int32_t sum = 0;
       for (int i = 0; i < kBlock; i += W)
@@ -62,11 +66,13 @@ template <class V> struct VectorKernels {
 
   // R weight rows x T tokens, lanes along K.
   template <int R, int T>
-  static void bf16_tile(const Matrix& w, int row, const float* x, std::size_t x_stride, float* y, std::size_t y_stride) {
+  static void bf16_tile(const Matrix& w, int row, const float* x, std::size_t x_stride, float* y,
+                        std::size_t y_stride) {
     F acc[R][T];
     for (int r = 0; r < R; ++r)
       for (int t = 0; t < T; ++t) acc[r][t] = V::set1(0.0f);
-    const auto* weights = reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols;
+    const auto* weights =
+        reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols;
     for (int k = 0; k < w.cols; k += W) {
       F xv[T];
       for (int t = 0; t < T; ++t) xv[t] = V::load(x + t * x_stride + k);
@@ -87,32 +93,35 @@ template <class V> struct VectorKernels {
     for (; row < r1; ++row) bf16_tile<1, T>(w, row, x, x_stride, y, y_stride);
   }
 
-  static void matmul_bf16(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, int m, float* y,
-                          std::size_t y_stride) {
+  static void matmul_bf16(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, int m,
+                          float* y, std::size_t y_stride) {
     constexpr int kRowTile = 32; // stays in the first-level cache while all tokens pass
     for (int row = r0; row < r1; row += kRowTile) {
       const int end = row + kRowTile < r1 ? row + kRowTile : r1;
       int t = 0;
-      for (; t + 4 <= m; t += 4) bf16_rows<4>(w, row, end, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+      for (; t + 4 <= m; t += 4)
+        bf16_rows<4>(w, row, end, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
       for (; t < m; ++t) bf16_rows<1>(w, row, end, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
     }
   }
 
-  static void add_low_rank(const std::uint16_t* b, int rank, int g0, int g1, const float* u, std::size_t u_stride, int m,
-                           float scale, float* y, std::size_t y_stride) {
+  static void add_low_rank(const std::uint16_t* b, int rank, int g0, int g1, const float* u,
+                           std::size_t u_stride, int m, float scale, float* y, std::size_t y_stride) {
     for (int g = g0; g < g1; ++g) {
       const std::uint16_t* group = b + static_cast<std::size_t>(g) * rank * kGroupRows;
       int t = 0;
       for (; t + 4 <= m; t += 4)
-        low_rank_tile<4>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows, y_stride);
+        low_rank_tile<4>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows,
+                         y_stride);
       for (; t < m; ++t)
-        low_rank_tile<1>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows, y_stride);
+        low_rank_tile<1>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows,
+                         y_stride);
     }
   }
 
   template <int T>
-  static void low_rank_tile(const std::uint16_t* b, int rank, const float* u, std::size_t u_stride, float scale,
-                            float* y, std::size_t y_stride) {
+  static void low_rank_tile(const std::uint16_t* b, int rank, const float* u, std::size_t u_stride,
+                            float scale, float* y, std::size_t y_stride) {
     F acc[T][N];
     for (int t = 0; t < T; ++t)
       for (int n = 0; n < N; ++n) acc[t][n] = V::set1(0.0f);
@@ -140,7 +149,8 @@ template <class V> struct VectorKernels {
     }
     const float mean = V::reduce_add(squares) / static_cast<float>(n);
     const F factor = V::set1(1.0f / V::sqrt(mean + eps));
-    for (int i = 0; i < n; i += W) V::store(y + i, V::mul(V::mul(V::load(x + i), factor), V::load(weight + i)));
+    for (int i = 0; i < n; i += W)
+      V::store(y + i, V::mul(V::mul(V::load(x + i), factor), V::load(weight + i)));
   }
 
   static void swiglu(float* gate, const float* up, int n) {
@@ -178,7 +188,8 @@ template <class V> struct VectorKernels {
   }
 
   // Scores, softmax and weighted values of R query rows over one chunk.
-  template <int R> static void attend_tile(const AttendArgs& a, int row) {
+  template <int R>
+  static void attend_tile(const AttendArgs& a, int row) {
     alignas(64) float s[R][kChunkTokens];
     const float* q = a.q + static_cast<std::size_t>(row) * a.head_dim;
     int seen = 0;
@@ -243,7 +254,8 @@ template <class V> struct VectorKernels {
         V::bf16_pairs(values + 2 * n * W, low, high);
         for (int r = 0; r < R; ++r) {
           acc[r][n] = V::fma(low, V::set1(s[r][2 * j]), acc[r][n]);
-          // What an earlier owner of the page left in the second half of the last pair must not reach a product.
+          // What an earlier owner of the page left in the second half of the last pair must not reach a
+          // product.
           if (2 * j + 1 < seen) acc[r][n] = V::fma(high, V::set1(s[r][2 * j + 1]), acc[r][n]);
         }
       }
@@ -262,7 +274,8 @@ template <class V> struct VectorKernels {
     for (; row < a.rows; ++row) attend_tile<1>(a, row);
   }
 
-  static void fold(float* max, float* sum, float* out, float chunk_max, float chunk_sum, const float* chunk_out, int n) {
+  static void fold(float* max, float* sum, float* out, float chunk_max, float chunk_sum,
+                   const float* chunk_out, int n) {
     if (chunk_sum == 0.0f) return;
     const float largest = *max > chunk_max ? *max : chunk_max;
     alignas(64) float factors[16] = {*max - largest, chunk_max - largest};

@@ -23,7 +23,7 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}")
 _DECIMAL = re.compile(r"-?[0-9]{1,18}(\.[0-9]{0,18})?")
 
 
-class _Unusual(Exception):
+class _UnusualError(Exception):
     """Something for Typer."""
 
 
@@ -47,7 +47,7 @@ def quick_arguments(command: Callable[..., None], words: Sequence[str]) -> dict[
             return None
     try:
         return _read(options, places, list(words))
-    except _Unusual:
+    except _UnusualError:
         return None
 
 
@@ -68,21 +68,21 @@ def _read(
             continue
         key, equals, value = word.partition("=")
         if key not in options or options[key][0] in found:
-            raise _Unusual
+            raise _UnusualError
         name, kind, declaration = options[key]
         if kind is bool:
             if equals:
-                raise _Unusual
+                raise _UnusualError
             found[name] = True
             continue
         if not equals:
             if not words or words[0].startswith("-"):
-                raise _Unusual
+                raise _UnusualError
             value = words.pop(0)
         found[name] = _convert(value, kind, declaration)
     required = sum(1 for _, kind, _ in places if NoneType not in get_args(kind))
     if not required <= len(plain) <= len(places):
-        raise _Unusual
+        raise _UnusualError
     for (name, kind, place), value in zip(places, plain, strict=False):
         found[name] = _convert(value, kind, place)
     return found
@@ -102,4 +102,4 @@ def _convert(value: str, kind: Any, declaration: OptionInfo | ArgumentInfo) -> A
         low, high = declaration.min, declaration.max
         if (low is None or number >= low) and (high is None or number <= high):
             return number
-    raise _Unusual
+    raise _UnusualError

@@ -16,9 +16,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,12 @@ from pomona import _native
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
 from pomona.models.model_directory import CONFIG_FILE, read_json_object
-from pomona.models.palettized import read_quantization_config
+from pomona.models.palettized import fingerprint, read_quantization_config
 from pomona.models.safetensors_file import Checkpoint
 from pomona.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from pomona.runtime.adapters import LoadedAdapter
 
 BATCH_TOKENS = 512  # of one native step; longer prompts go through in chunks
 MIN_KV_TOKENS = 8192
@@ -39,9 +43,10 @@ MAX_KV_TOKENS = 32768
 class Sequence:
     """Tokens and their keys and values in the engine's cache. A context manager; close() frees the memory."""
 
-    def __init__(self, engine: Engine, handle: int) -> None:
+    def __init__(self, engine: Engine, handle: int, adapter: LoadedAdapter | None = None) -> None:
         self._engine = engine
         self._handle = handle
+        self.adapter = adapter
 
     @property
     def length(self) -> int:
@@ -61,6 +66,7 @@ class Sequence:
         if self._handle >= 0:
             self._engine.native.free_sequence(self._handle)
             self._handle = -1
+            self.adapter = None
 
     def __enter__(self) -> Sequence:
         return self
@@ -114,7 +120,8 @@ class Engine:
         read_quantization_config(raw, str(directory / CONFIG_FILE))
         checkpoint = Checkpoint(directory)
         tensors = {
-            name: (info.dtype, _bits(checkpoint.array(name))) for name, info in checkpoint.tensors.items()
+            name: (info.dtype, native_array(checkpoint.array(name)))
+            for name, info in checkpoint.tensors.items()
         }
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
@@ -145,8 +152,22 @@ class Engine:
         """Bytes of weights that one decoded token reads."""
         return self.native.bytes_per_token
 
-    def new_sequence(self) -> Sequence:
-        return Sequence(self, self.native.new_sequence())
+    @property
+    def native_shape(self) -> dict[str, Any]:
+        """The sizes as the native core takes them."""
+        return _shape(self.config)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of the base weights; an adapter belongs to exactly one."""
+        raw = read_json_object(self.directory / CONFIG_FILE)
+        quantization = read_quantization_config(raw, str(self.directory / CONFIG_FILE))
+        return quantization.base_fingerprint if quantization else fingerprint(self._checkpoint)
+
+    def new_sequence(self, adapter: LoadedAdapter | None = None) -> Sequence:
+        """An empty sequence, which runs with `adapter` from its first token to its last."""
+        native = None if adapter is None else adapter.native
+        return Sequence(self, self.native.new_sequence(native), adapter)
 
     def step(self, inputs: Seq[StepInput]) -> list[int]:
         """Appends every input's tokens and gives one sampled next token for each.
@@ -228,7 +249,7 @@ class Engine:
         return np.ascontiguousarray(ids)
 
 
-def _bits(array: NDArray[Any]) -> NDArray[Any]:
+def native_array(array: NDArray[Any]) -> NDArray[Any]:
     """The array as the native core takes it: aligned, and half floats as plain 16-bit words."""
     if array.dtype == np.float16:
         array = array.view(np.uint16)

