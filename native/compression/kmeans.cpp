@@ -250,8 +250,14 @@ Palettes palettize(std::span<const float> weights, int rows, int cols, std::span
     throw std::invalid_argument("palettize needs weights [rows, cols] and importance [cols]");
   if (table_cols < kBlock || table_cols % kBlock != 0 || cols % table_cols != 0)
     throw std::invalid_argument("table_columns must be a multiple of 64 that divides the matrix's columns");
-  for (const float w : weights)
-    if (!std::isfinite(w)) throw std::invalid_argument("the matrix holds a value that is not finite");
+  for (int r = 0; r < rows; ++r) {
+    double squares = 0.0;
+    for (const float w : weights.subspan(static_cast<std::size_t>(r) * cols, cols))
+      squares += static_cast<double>(w) * w;
+    if (!std::isfinite(squares)) throw std::invalid_argument("the matrix holds a value that is not finite");
+    if (std::sqrt(squares / cols) > 60000.0)
+      throw std::invalid_argument("a row is too large for its float16 scale");
+  }
   for (const float i : importance)
     if (!std::isfinite(i) || i < 0.0f) throw std::invalid_argument("an importance is negative or not finite");
   return Palettizer(weights, rows, cols, importance, table_cols).run(std::clamp(threads, 1, 1024));

@@ -214,12 +214,19 @@ def _pack(
     weight = float32_from_bf16(stored)
     parts: dict[str, Any]
     if plan.format == "int8":
+        if float(np.abs(weight).max()) > 127 * 60_000.0:
+            raise PomonaError(
+                f"{checkpoint.directory}: a row of {plan.name!r} is too large for its float16 scale"
+            )
         parts = pack_int8(weight)
         weigh = importance["lm_head"]
         difference = unpack_int8(parts["int8"], parts["row_scales"]) - weight
         error, norm = float(((difference**2) @ weigh).sum()), float(((weight**2) @ weigh).sum())
     else:
-        parts = _native.palettize(weight, importance[plan.module], plan.table_columns, threads)
+        try:
+            parts = _native.palettize(weight, importance[plan.module], plan.table_columns, threads)
+        except ValueError as error:
+            raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r}: {error}") from error
         error, norm = parts.pop("squared_error"), parts.pop("squared_norm")
         for name in ("table_scales", "row_scales"):
             parts[name] = parts[name].view(np.float16)

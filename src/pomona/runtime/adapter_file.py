@@ -136,7 +136,8 @@ def _check_options(raw: Mapping[str, Any], source: Path) -> tuple[int, float]:
         value = raw.get(key)
         if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
             raise PomonaError(f"{source}: {key} = {value!r} is not supported; train a plain LoRA adapter")
-    unknown = sorted(set(raw) - set(_REQUIRED) - _HARMLESS)
+    # PEFT gains options with every version; one that is off changes nothing.
+    unknown = sorted(key for key in set(raw) - set(_REQUIRED) - _HARMLESS if raw[key])
     if unknown:
         raise PomonaError(f"{source}: unknown option {unknown[0]!r}; train a plain LoRA adapter")
     rank, alpha = raw.get("r"), raw.get("lora_alpha")
