@@ -120,12 +120,12 @@ struct OwningEngine {
   std::unique_ptr<Engine> engine;
 
   OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa,
-               int kv_tokens, int batch_tokens, bool huge_pages) {
+               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache) {
     const TensorMap map = tensor_map(tensors, arrays);
     const ModelShape model = model_shape(shape);
     const nb::gil_scoped_release release;
-    engine = std::make_unique<Engine>(model, map,
-                                      EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages});
+    engine = std::make_unique<Engine>(
+        model, map, EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache});
   }
 
   std::vector<int> step(const std::vector<StepInput>& inputs) {
@@ -264,8 +264,9 @@ NB_MODULE(_native, m) {
       .def_prop_ro("bytes", &Adapter::bytes);
 
   nb::class_<OwningEngine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool>(), "shape"_a,
-           "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a)
+      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool>(),
+           "shape"_a, "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a,
+           "prefix_cache"_a)
       .def(
           "new_sequence",
           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {
@@ -290,6 +291,7 @@ NB_MODULE(_native, m) {
       .def_prop_ro("batch_tokens", [](const OwningEngine& e) { return e.engine->batch_tokens(); })
       .def_prop_ro("kv_tokens", [](const OwningEngine& e) { return e.engine->kv_tokens(); })
       .def_prop_ro("free_tokens", [](const OwningEngine& e) { return e.engine->free_tokens(); })
+      .def_prop_ro("reused_tokens", [](const OwningEngine& e) { return e.engine->reused_tokens(); })
       .def_prop_ro("bytes_per_token", [](const OwningEngine& e) { return e.engine->bytes_per_token(); })
       .def_prop_ro("kv_bytes_per_token",
                    [](const OwningEngine& e) { return e.engine->kv_bytes_per_token(); });

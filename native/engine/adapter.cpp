@@ -1,6 +1,7 @@
 #include "engine/adapter.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -50,11 +51,16 @@ const TensorView& find(const TensorMap& tensors, const std::string& name) {
   return it->second;
 }
 
+std::uint64_t next_number() {
+  static std::atomic<std::uint64_t> counter{0};
+  return ++counter;
+}
+
 } // namespace
 
 Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
                  const std::vector<std::pair<std::string, float>>& scales)
-    : layers_(shape.layers) {
+    : layers_(shape.layers), number_(next_number()) {
   std::unordered_map<std::string, std::pair<int, Projection>> places;
   for (int l = 0; l < shape.layers; ++l)
     for (int p = 0; p < kProjections; ++p)

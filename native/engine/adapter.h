@@ -2,6 +2,7 @@
 #pragma once
 
 #include <array>
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -38,11 +39,15 @@ class Adapter {
   std::size_t bytes() const { return buffer_.size() * sizeof(std::uint16_t); }
   int layers() const { return static_cast<int>(layers_.size()); }
   int max_rank() const { return max_rank_; }
+  std::uint64_t number() const {
+    return number_;
+  } // unlike that of any other adapter of this process, and not 0
 
  private:
   HugeArray<std::uint16_t> buffer_;
   std::vector<std::array<LowRank, kProjections>> layers_;
   int max_rank_ = 0;
+  std::uint64_t number_;
 };
 
 } // namespace pomona

@@ -116,7 +116,7 @@ int Engine::new_sequence(std::shared_ptr<const Adapter> adapter) {
 void Engine::free_sequence(int id) {
   const std::lock_guard lock(mutex_);
   Sequence& s = sequence(id);
-  for (const int page : s.pages) cache_.release(page);
+  cut(s, 0);
   s = Sequence{};
 }
 
@@ -131,13 +131,74 @@ void Engine::truncate(int id, int length) {
   if (length < 0 || length > static_cast<int>(s.tokens.size()))
     throw std::invalid_argument("cannot truncate a sequence of " + std::to_string(s.tokens.size()) +
                                 " tokens to " + std::to_string(length));
-  s.tokens.resize(length);
-  const std::size_t pages = (length + kPageTokens - 1) / kPageTokens;
-  for (; s.pages.size() > pages; s.pages.pop_back()) cache_.release(s.pages.back());
+  cut(s, length);
 }
 
-void Engine::append(std::span<const StepInput> inputs) {
-  int total = 0, pages = 0;
+int Engine::take_page() { return cache_.free_pages() > 0 ? cache_.allocate() : prefixes_.evict(); }
+
+// Forgets the tokens from `length` on. A page that becomes partial will be written again: if others may read
+// it too, the sequence goes on with a copy.
+void Engine::cut(Sequence& s, int length) {
+  const std::size_t whole = length / kPageTokens, pages = (length + kPageTokens - 1) / kPageTokens;
+  for (; s.pages.size() > pages; s.pages.pop_back()) {
+    if (s.nodes.size() < s.pages.size()) {
+      cache_.release(s.pages.back());
+    } else {
+      prefixes_.drop(s.nodes.back());
+      s.nodes.pop_back();
+    }
+  }
+  if (s.nodes.size() > whole) {
+    const int node = s.nodes.back();
+    if (!prefixes_.give_back(node)) {
+      if (free_pages() == 0) throw KvCacheFull("no page is left for a copy of a shared one");
+      const int copy = take_page();
+      cache_.copy(prefixes_.page(node), copy);
+      s.pages.back() = copy;
+      prefixes_.drop(node);
+    }
+    s.nodes.pop_back();
+  }
+  s.tokens.resize(length);
+}
+
+// Takes over cached pages that go on with `tokens`; at least one token is left to compute.
+void Engine::reuse_prefix(Sequence& s, std::span<const std::int32_t> tokens) {
+  if (s.nodes.size() * kPageTokens != s.tokens.size()) return; // in the middle of a page of its own
+  const std::uint64_t adapter = s.adapter != nullptr ? s.adapter->number() : 0;
+  PrefixCache::PageTokens page;
+  for (std::size_t i = 0; i + kPageTokens < tokens.size(); i += kPageTokens) {
+    std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(i), kPageTokens, page.begin());
+    const int node = prefixes_.find(s.nodes.empty() ? PrefixCache::kRoot : s.nodes.back(), adapter, page);
+    if (node == PrefixCache::kRoot) return;
+    prefixes_.hold(node);
+    s.nodes.push_back(node);
+    s.pages.push_back(prefixes_.page(node));
+    s.tokens.insert(s.tokens.end(), page.begin(), page.end());
+  }
+}
+
+void Engine::share_pages(Sequence& s) {
+  const std::uint64_t adapter = s.adapter != nullptr ? s.adapter->number() : 0;
+  PrefixCache::PageTokens page;
+  while ((s.nodes.size() + 1) * kPageTokens <= s.tokens.size()) {
+    const std::size_t i = s.nodes.size();
+    std::copy_n(s.tokens.begin() + static_cast<std::ptrdiff_t>(i * kPageTokens), kPageTokens, page.begin());
+    const int parent = i == 0 ? PrefixCache::kRoot : s.nodes.back();
+    int node = prefixes_.find(parent, adapter, page);
+    if (node == PrefixCache::kRoot) {
+      node = prefixes_.insert(parent, adapter, page, s.pages[i]);
+    } else { // another sequence has computed the same bits
+      prefixes_.hold(node);
+      cache_.release(s.pages[i]);
+      s.pages[i] = prefixes_.page(node);
+    }
+    s.nodes.push_back(node);
+  }
+}
+
+void Engine::append(std::span<const StepInput> inputs, bool reuse) {
+  int total = 0;
   std::vector<int> ids;
   for (const StepInput& input : inputs) {
     const Sequence& s = sequence(input.sequence);
@@ -151,36 +212,48 @@ void Engine::append(std::span<const StepInput> inputs) {
       if (token < 0 || token >= shape_.vocab)
         throw std::invalid_argument("token id " + std::to_string(token) + " is outside the vocabulary of " +
                                     std::to_string(shape_.vocab));
-    const std::size_t length = s.tokens.size() + count;
-    if (length > static_cast<std::size_t>(shape_.max_positions))
+    if (s.tokens.size() + count > static_cast<std::size_t>(shape_.max_positions))
       throw std::invalid_argument("the sequence would exceed the model's " +
                                   std::to_string(shape_.max_positions) + " positions");
-    pages += static_cast<int>((length + kPageTokens - 1) / kPageTokens - s.pages.size());
     ids.push_back(input.sequence);
   }
   std::sort(ids.begin(), ids.end());
   if (std::adjacent_find(ids.begin(), ids.end()) != ids.end())
     throw std::invalid_argument("a sequence appears twice in one step");
-  if (pages > cache_.free_pages())
+
+  std::vector<int> lengths;
+  int pages = 0;
+  for (const StepInput& input : inputs) {
+    Sequence& s = sequence(input.sequence);
+    const std::size_t length = s.tokens.size() + input.tokens.size();
+    lengths.push_back(static_cast<int>(s.tokens.size()));
+    if (reuse && options_.prefix_cache) reuse_prefix(s, input.tokens);
+    pages += static_cast<int>((length + kPageTokens - 1) / kPageTokens - s.pages.size());
+  }
+  if (pages > free_pages()) {
+    for (std::size_t i = 0; i < inputs.size(); ++i) cut(sequence(inputs[i].sequence), lengths[i]);
     throw KvCacheFull("the key/value cache is full (" + std::to_string(kv_tokens()) +
                       " tokens for all sequences)");
+  }
 
   runs_.clear();
   rows_.clear();
-  for (const StepInput& input : inputs) {
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    const StepInput& input = inputs[n];
     Sequence& s = sequence(input.sequence);
-    const int start = static_cast<int>(s.tokens.size()), count = static_cast<int>(input.tokens.size());
+    const int start = static_cast<int>(s.tokens.size()), skipped = start - lengths[n];
+    const int count = static_cast<int>(input.tokens.size()) - skipped, run = static_cast<int>(runs_.size());
+    reused_tokens_ += skipped;
     runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start, s.adapter.get()});
-    for (int i = 0; i < count; ++i)
-      rows_.push_back({static_cast<int>(runs_.size()) - 1, start + i, input.tokens[i]});
-    s.tokens.insert(s.tokens.end(), input.tokens.begin(), input.tokens.end());
-    while (s.pages.size() * kPageTokens < s.tokens.size()) s.pages.push_back(cache_.allocate());
+    for (int i = 0; i < count; ++i) rows_.push_back({run, start + i, input.tokens[skipped + i]});
+    s.tokens.insert(s.tokens.end(), input.tokens.begin() + skipped, input.tokens.end());
+    while (s.pages.size() * kPageTokens < s.tokens.size()) s.pages.push_back(take_page());
   }
 }
 
 std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
   const std::lock_guard lock(mutex_);
-  append(inputs);
+  append(inputs, true);
   std::vector<int> sampled(inputs.size());
   Wanted wanted;
   for (const Run& run : runs_) wanted.rows.push_back(run.row0 + run.count - 1);
@@ -190,12 +263,14 @@ std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
                             inputs[index].sampling, history, static_cast<std::int64_t>(history.size()));
   };
   forward(wanted);
+  if (options_.prefix_cache)
+    for (const Run& run : runs_) share_pages(sequences_[run.sequence]);
   return sampled;
 }
 
 void Engine::logits(int id, std::span<const std::int32_t> tokens, float* out) {
   const std::lock_guard lock(mutex_);
-  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}});
+  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}}, false);
   Wanted wanted;
   for (int i = 0; i < static_cast<int>(tokens.size()); ++i) wanted.rows.push_back(i);
   wanted.use = [&](int index, const float* logits) {
@@ -211,7 +286,7 @@ void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const
     if (target >= shape_.vocab)
       throw std::invalid_argument("target " + std::to_string(target) + " is outside the vocabulary");
   const std::lock_guard lock(mutex_);
-  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}});
+  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}}, false);
   Wanted wanted;
   std::vector<int> positions;
   for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {

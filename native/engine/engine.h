@@ -18,6 +18,7 @@
 #include "engine/adapter.h"
 #include "engine/arena.h"
 #include "engine/kv_cache.h"
+#include "engine/prefix_cache.h"
 #include "engine/sampler.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
@@ -32,6 +33,7 @@ struct EngineOptions {
   int kv_tokens = 8192;   // positions that all sequences share
   int batch_tokens = 512; // tokens of one step at the most
   bool huge_pages = true;
+  bool prefix_cache = false; // keep full pages for later sequences with the same beginning and adapter
 };
 
 // The tokens that one sequence brings to a step, after those that it already holds.
@@ -74,7 +76,8 @@ class Engine {
   const char* isa() const { return kernels_.name; }
   int threads() const { return pool_.size(); }
   int batch_tokens() const { return options_.batch_tokens; }
-  int free_tokens() const { return cache_.free_pages() * kPageTokens; }
+  int free_tokens() const { return free_pages() * kPageTokens; }
+  std::int64_t reused_tokens() const { return reused_tokens_; } // that step() found in the prefix cache
   int kv_tokens() const { return cache_.pages() * kPageTokens; }
   std::size_t bytes_per_token() const { return weights_.bytes_per_token(); }
   std::size_t kv_bytes_per_token() const { return cache_.page_bytes() / kPageTokens; }
@@ -83,6 +86,7 @@ class Engine {
   struct Sequence {
     bool used = false;
     std::vector<int> pages;
+    std::vector<int> nodes; // the leading pages that the prefix cache owns
     std::vector<std::int32_t> tokens;
     std::shared_ptr<const Adapter> adapter;
   };
@@ -115,7 +119,13 @@ class Engine {
   };
 
   Sequence& sequence(int id);
-  void append(std::span<const StepInput> inputs); // validates, allocates pages, fills runs_ and rows_
+  // Validates, takes what the prefix cache has, allocates pages, fills runs_ and rows_.
+  void append(std::span<const StepInput> inputs, bool reuse);
+  void reuse_prefix(Sequence& s, std::span<const std::int32_t> tokens);
+  void share_pages(Sequence& s); // hands full pages to the prefix cache
+  void cut(Sequence& s, int length);
+  int free_pages() const { return cache_.free_pages() + prefixes_.evictable(); }
+  int take_page();
   void forward(const Wanted& wanted);
   void forward_thread(int t, const Wanted& wanted);
 
@@ -147,6 +157,8 @@ class Engine {
   ThreadPool pool_;
   Weights weights_;
   KvCache cache_;
+  PrefixCache prefixes_;
+  std::int64_t reused_tokens_ = 0;
   std::mutex mutex_;
   std::vector<Sequence> sequences_;
 

@@ -1,5 +1,7 @@
 #include "engine/kv_cache.h"
 
+#include <algorithm>
+
 namespace pomona {
 
 KvCache::KvCache(int layers, int kv_heads, int head_dim, int tokens)
@@ -17,6 +19,10 @@ int KvCache::allocate() {
   const int page = free_.back();
   free_.pop_back();
   return page;
+}
+
+void KvCache::copy(int from, int to) {
+  std::copy_n(data_.data() + from * page_elements_, page_elements_, data_.data() + to * page_elements_);
 }
 
 void KvCache::release(int page) { free_.push_back(page); }

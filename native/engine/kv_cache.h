@@ -20,6 +20,7 @@ class KvCache {
 
   int allocate(); // page index; KvCacheFull when there is none
   void release(int page);
+  void copy(int from, int to);
   int free_pages() const { return static_cast<int>(free_.size()); }
   int pages() const { return pages_; }
   std::size_t page_bytes() const { return page_elements_ * sizeof(std::uint16_t); }

@@ -225,8 +225,8 @@ def _pack(
     else:
         try:
             parts = _native.palettize(weight, importance[plan.module], plan.table_columns, threads)
-        except ValueError as error:
-            raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r}: {error}") from error
+        except ValueError as refusal:
+            raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r}: {refusal}") from refusal
         error, norm = parts.pop("squared_error"), parts.pop("squared_norm")
         for name in ("table_scales", "row_scales"):
             parts[name] = parts[name].view(np.float16)

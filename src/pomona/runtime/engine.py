@@ -106,12 +106,14 @@ class Engine:
         isa: str = "auto",
         kv_tokens: int | None = None,
         huge_pages: bool = True,
+        prefix_cache: bool = False,
     ) -> Engine:
         """Maps the weights of a model directory.
 
         threads: default all cores that this process may use. isa: auto, avx512, avx2 or scalar. kv_tokens:
         room for the tokens of all sequences together. huge_pages: copy packed weights into 2 MB pages, which
-        reads them faster and needs their size in memory once more than the page cache holds.
+        reads them faster and needs their size in memory once more than the page cache holds. prefix_cache: keep
+        full pages for later sequences that begin with the same tokens under the same adapter version.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
@@ -134,6 +136,7 @@ class Engine:
                 kv_tokens or min(max(config.max_position_embeddings, MIN_KV_TOKENS), MAX_KV_TOKENS),
                 BATCH_TOKENS,
                 huge_pages,
+                prefix_cache,
             )
         except ValueError as error:
             raise PomonaError(f"{directory}: {error}; pull or compress the model again") from error
