@@ -2,12 +2,14 @@
 // owner.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <span>
 
 #include "compression/kmeans.h"
@@ -60,11 +62,13 @@ std::size_t size_of(DType dtype) {
 TensorMap tensor_map(const nb::dict& tensors, std::vector<AnyInput>& keep) {
   TensorMap map;
   for (auto [key, value] : tensors) {
-    const auto name = nb::cast<std::string>(key);
-    const auto pair = nb::cast<nb::tuple>(value);
+    std::string name, dtype;
+    AnyInput array;
+    if (!nb::try_cast(key, name) || !nb::isinstance<nb::tuple>(value) || nb::len(value) != 2 ||
+        !nb::try_cast(value[0], dtype) || !nb::try_cast(value[1], array))
+      throw std::invalid_argument("tensors must be given as {name: (data type, array)}");
     TensorView view;
-    view.dtype = dtype_of(nb::cast<std::string>(pair[0]));
-    const auto array = nb::cast<AnyInput>(pair[1]);
+    view.dtype = dtype_of(dtype);
     if (array.itemsize() != size_of(view.dtype))
       throw std::invalid_argument("tensor '" + name + "' has elements of " +
                                   std::to_string(array.itemsize()) + " bytes");
@@ -184,7 +188,9 @@ Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors,
   std::vector<AnyInput> keep;
   const TensorMap map = tensor_map(tensors, keep);
   const int m = static_cast<int>(x.shape(0)), cols = static_cast<int>(x.shape(1));
-  if (m < 1 || rows < 1) throw std::invalid_argument("an empty product");
+  if (m < 1 || rows < 1 || cols < 1) throw std::invalid_argument("an empty product");
+  if (cols % 16 != 0) throw std::invalid_argument("columns must be a multiple of 16");
+  if (threads < 1 || threads > 1024) throw std::invalid_argument("threads must be 1 .. 1024");
   const Matrix w = read_matrix(map, "w", rows, cols);
   const Kernels& kernels = select_kernels(isa.c_str());
   std::vector<float> y(static_cast<std::size_t>(m) * rows);
@@ -218,6 +224,7 @@ Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors,
 
 int sample_logits(Input<float, 1> logits, const Sampling& sampling, Input<std::int32_t, 1> history,
                   std::int64_t position) {
+  if (logits.size() == 0) throw std::invalid_argument("no logits");
   std::vector<float> copy(logits.data(), logits.data() + logits.size());
   const std::span<const std::int32_t> tokens(history.data(), history.size());
   for (const std::int32_t token : tokens)
@@ -254,10 +261,12 @@ NB_MODULE(_native, m) {
   nb::class_<StepInput>(m, "StepInput")
       .def(
           "__init__",
-          [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling) {
-            new (s) StepInput{sequence, std::move(tokens), sampling};
+          [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling,
+             std::optional<Input<std::int32_t, 1>> mask) {
+            new (s) StepInput{sequence, std::move(tokens), sampling, {}};
+            if (mask) s->mask.assign(mask->data(), mask->data() + mask->size());
           },
-          "sequence"_a, "tokens"_a, "sampling"_a);
+          "sequence"_a, "tokens"_a, "sampling"_a, "mask"_a.none() = nb::none());
 
   nb::class_<Adapter>(m, "Adapter")
       .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)

@@ -15,8 +15,9 @@ namespace pomona {
 namespace {
 
 constexpr int kColors = 16;
-constexpr int kBins = 256; // the exact solution is found on this many bins, then refined on all values
-constexpr int kRefinements = 10;
+constexpr int kBins = 128;     // of equal count, and as many of equal width: outliers get bins of their own
+constexpr int kDistinct = 256; // up to this many different values each is its own bin
+constexpr int kRefinements = 50;
 
 struct Weighted {
   float value, weight;
@@ -101,15 +102,40 @@ struct Worker {
   Prefix prefix;
   IntervalSolver solver;
 
+  std::size_t first_not_below(float value) const {
+    return std::lower_bound(values.begin(), values.end(), value,
+                            [](const Weighted& v, float x) { return v.value < x; }) -
+           values.begin();
+  }
+
+  // Where the sorted values may be cut at first: never between equals.
+  std::vector<std::size_t> bin_edges() const {
+    const std::size_t n = values.size();
+    std::vector<std::size_t> edges;
+    for (std::size_t i = 0; i < n && edges.size() <= kDistinct; ++i)
+      if (i == 0 || values[i].value != values[i - 1].value) edges.push_back(i);
+    if (edges.size() > kDistinct) {
+      edges.clear();
+      const float low = values.front().value, width = values.back().value - low;
+      for (int b = 0; b < kBins; ++b) {
+        edges.push_back(first_not_below(values[n * b / kBins].value));
+        edges.push_back(first_not_below(low + width * (static_cast<float>(b) / kBins)));
+      }
+      std::sort(edges.begin(), edges.end());
+      edges.erase(std::unique(edges.begin(), edges.end()), edges.end());
+    }
+    edges.push_back(n);
+    return edges;
+  }
+
   // 16 ascending centres of `values`, which it sorts.
   std::array<double, kColors> centres() {
     std::sort(values.begin(), values.end(), [](const Weighted& a, const Weighted& b) {
       return a.value != b.value ? a.value < b.value : a.weight < b.weight;
     });
     prefix.build(values);
-    const std::size_t n = values.size(), bins = std::min<std::size_t>(kBins, n);
-    std::vector<std::size_t> edges;
-    for (std::size_t b = 0; b <= bins; ++b) edges.push_back(n * b / bins);
+    const std::size_t n = values.size();
+    const std::vector<std::size_t> edges = bin_edges();
     const std::array<int, kColors + 1> cuts = solver.solve(prefix, edges);
     std::array<std::size_t, kColors + 1> cut{};
     for (int c = 0; c <= kColors; ++c) cut[c] = edges[cuts[c]];
@@ -186,7 +212,15 @@ class Palettizer {
         worker.values.push_back({weights_[static_cast<std::size_t>(first + r) * cols_ + k] / scales[r],
                                  importance_[k] * scales[r] * scales[r]});
     }
-    if (worker.values.empty()) return; // rows of zeros: scale 0 says it all
+    if (worker.values.empty()) { // rows of zeros, or so small that their scale is: scale 0 says it all
+      for (int r = 0; r < kGroupRows; ++r)
+        for (int k = k0; k < k1; ++k) {
+          const double w = weights_[static_cast<std::size_t>(first + r) * cols_ + k];
+          errors_[g] += importance_[k] * w * w;
+          norms_[g] += importance_[k] * w * w;
+        }
+      return;
+    }
     const std::array<double, kColors> centres = worker.centres();
     const double largest = std::max(std::fabs(centres.front()), std::fabs(centres.back()));
     const std::size_t t = static_cast<std::size_t>(g) * out_.tables + table;

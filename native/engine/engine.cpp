@@ -204,6 +204,8 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
     const Sequence& s = sequence(input.sequence);
     const std::size_t count = input.tokens.size();
     if (count == 0) throw std::invalid_argument("an input without tokens");
+    if (!input.mask.empty() && input.mask.size() != static_cast<std::size_t>(shape_.vocab + 31) / 32)
+      throw std::invalid_argument("a token mask needs one bit per token of the vocabulary");
     if (count > static_cast<std::size_t>(options_.batch_tokens - total))
       throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) +
                                   " tokens in one step");
@@ -259,6 +261,7 @@ std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
   for (const Run& run : runs_) wanted.rows.push_back(run.row0 + run.count - 1);
   wanted.use = [&](int index, float* logits) {
     const std::vector<std::int32_t>& history = sequences_[runs_[index].sequence].tokens;
+    apply_mask({logits, static_cast<std::size_t>(shape_.vocab)}, inputs[index].mask);
     sampled[index] = sample(kernels_, {logits, static_cast<std::size_t>(shape_.vocab)},
                             inputs[index].sampling, history, static_cast<std::int64_t>(history.size()));
   };
@@ -270,7 +273,7 @@ std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
 
 void Engine::logits(int id, std::span<const std::int32_t> tokens, float* out) {
   const std::lock_guard lock(mutex_);
-  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}}, false);
+  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}, {}}}, false);
   Wanted wanted;
   for (int i = 0; i < static_cast<int>(tokens.size()); ++i) wanted.rows.push_back(i);
   wanted.use = [&](int index, const float* logits) {
@@ -286,7 +289,7 @@ void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const
     if (target >= shape_.vocab)
       throw std::invalid_argument("target " + std::to_string(target) + " is outside the vocabulary");
   const std::lock_guard lock(mutex_);
-  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}}}, false);
+  append(std::vector{StepInput{id, {tokens.begin(), tokens.end()}, {}, {}}}, false);
   Wanted wanted;
   std::vector<int> positions;
   for (int i = 0; i < static_cast<int>(tokens.size()); ++i) {

@@ -41,6 +41,8 @@ struct StepInput {
   int sequence = 0;
   std::vector<std::int32_t> tokens;
   Sampling sampling;
+  std::vector<std::uint32_t>
+      mask; // one bit per token that may come next, [(vocab + 31) / 32]; empty: all may
 };
 
 // Sums of x^2 per input column of a linear layer, for calibration.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 
 namespace pomona {
@@ -29,6 +30,15 @@ void penalize(std::span<float> logits, float penalty, std::span<const std::int32
 }
 
 } // namespace
+
+void apply_mask(std::span<float> logits, std::span<const std::uint32_t> mask) {
+  for (std::size_t word = 0; word < mask.size(); ++word) {
+    if (mask[word] == 0xffffffffu) continue;
+    const std::size_t end = std::min(logits.size(), (word + 1) * 32);
+    for (std::size_t i = word * 32; i < end; ++i)
+      if ((mask[word] >> (i % 32) & 1u) == 0) logits[i] = -std::numeric_limits<float>::infinity();
+  }
+}
 
 int sample(const Kernels& kernels, std::span<float> logits, const Sampling& sampling,
            std::span<const std::int32_t> history, std::int64_t position) {
@@ -84,7 +94,9 @@ int sample(const Kernels& kernels, std::span<float> logits, const Sampling& samp
     left -= weight[i];
     if (left < 0.0) return i;
   }
-  return order.back();
+  // The draw fell into the last rounding error: the last token that can be drawn at all.
+  const auto last = std::find_if(order.rbegin(), order.rend(), [&](int i) { return weight[i] > 0.0; });
+  return last == order.rend() ? best : *last;
 }
 
 } // namespace pomona

@@ -18,6 +18,9 @@ struct Sampling {
   std::uint64_t seed = 0;
 };
 
+// Makes every token impossible whose bit is not set; an empty mask allows all.
+void apply_mask(std::span<float> logits, std::span<const std::uint32_t> mask);
+
 // Changes `logits` [V] in place. `history`: the tokens so far (for the penalty). `position`: the random
 // number is a function of (seed, position) alone, so a sequence draws the same whatever shares its batch.
 // Order of the filters as in transformers: penalty, temperature, top-k, top-p, min-p.

@@ -50,16 +50,25 @@ struct VectorKernels {
     std::uint8_t* q = rows.q + static_cast<std::size_t>(m) * 2 * rows.cols;
     for (int b = c0 / kBlock; b < c1 / kBlock; ++b) {
       const float* p = x + b * kBlock;
-      F largest_lanes = V::set1(0.0f);
-      for (int i = 0; i < kBlock; i += W) largest_lanes = V::max(largest_lanes, V::abs(V::load(p + i)));
+      F largest_lanes = V::set1(0.0f), nothing = V::set1(0.0f);
+      for (int i = 0; i < kBlock; i += W) {
+        largest_lanes = V::max(largest_lanes, V::abs(V::load(p + i)));
+        nothing = V::fma(V::load(p + i), V::set1(0.0f), nothing); // NaN if there is one
+      }
       const float largest = V::reduce_max(largest_lanes);
-      const bool usable =
-          largest > 1e-30f && largest < 1e30f; // blocks of zeros and of infinities say nothing
-      const F inverse = V::set1(usable ? kQuantMax / largest : 0.0f);
+      // Blocks of zeros, of infinities and of NaN say nothing.
+      const bool usable = largest > 1e-30f && largest < 1e30f && V::reduce_add(nothing) == 0.0f;
+      if (!usable) {
+        for (int i = 0; i < kBlock; i += W) V::store_quantized(V::set1(0.0f), q, rows.cols, b * kBlock + i);
+        rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = 0.0f;
+        rows.offset[static_cast<std::size_t>(m) * rows.blocks() + b] = 0;
+        continue;
+      }
+      const F inverse = V::set1(kQuantMax / largest);
       std::int32_t sum = 0;
       for (int i = 0; i < kBlock; i += W)
         sum += V::store_quantized(V::mul(V::load(p + i), inverse), q, rows.cols, b * kBlock + i);
-      rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = usable ? largest / kQuantMax : 0.0f;
+      rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = largest / kQuantMax;
       rows.offset[static_cast<std::size_t>(m) * rows.blocks() + b] = -128 * sum;
     }
   }
@@ -309,7 +318,7 @@ struct VectorKernels {
   static int argmax(const float* x, int n) {
     const int whole = n / W * W;
     F m = V::set1(-3.4e38f);
-    for (int i = 0; i < whole; i += W) m = V::max(m, V::load(x + i));
+    for (int i = 0; i < whole; i += W) m = V::max(V::load(x + i), m); // in this order max passes over NaN
     float largest = V::reduce_max(m);
     for (int i = whole; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
     const F wanted = V::set1(largest);

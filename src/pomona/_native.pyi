@@ -20,7 +20,13 @@ class Sampling:
     ) -> None: ...
 
 class StepInput:
-    def __init__(self, sequence: int, tokens: Sequence[int], sampling: Sampling) -> None: ...
+    def __init__(
+        self,
+        sequence: int,
+        tokens: Sequence[int],
+        sampling: Sampling,
+        mask: NDArray[np.int32] | None = None,
+    ) -> None: ...
 
 class Adapter:
     def __init__(self, shape: Mapping[str, Any], tensors: Tensors, scales: Mapping[str, float]) -> None: ...

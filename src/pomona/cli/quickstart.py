@@ -156,7 +156,11 @@ class Tour:
         from pomona.models.palettized import describe
         from pomona.runtime.model import Model
 
-        models = {key: Model.load(str(path), threads=self.threads) for key, path in directories.items()}
+        # Without the prefix cache: the same prompt is read again and again.
+        models = {
+            key: Model.load(str(path), threads=self.threads, prefix_cache=False)
+            for key, path in directories.items()
+        }
         speeds: dict[str, list[tuple[float, float]]] = {key: [] for key in models}
         with ProgressReporter() as progress:
             for repeat in range(REPEATS):

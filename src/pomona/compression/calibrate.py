@@ -81,7 +81,8 @@ def _answer_prompts(engine: Engine, tokenizer: Tokenizer, progress: Progress | N
     ]
     total, done = len(texts) * ANSWER_TOKENS, 0
     for start in range(0, len(texts), BATCH):
-        group = [tokenizer.encode(text) for text in texts[start : start + BATCH]]
+        room = max(engine.config.max_position_embeddings - ANSWER_TOKENS, 1)  # of a very short context
+        group = [tokenizer.encode(text)[:room] for text in texts[start : start + BATCH]]
         for step in _answer_together(engine, group, start, tokenizer.eos_token_ids):
             done += step
             if progress is not None:
@@ -97,7 +98,8 @@ def _answer_together(
     sequences = [engine.new_sequence() for _ in prompts]
     try:
         pending = dict(enumerate(prompts))
-        for _ in range(ANSWER_TOKENS):
+        limit = engine.config.max_position_embeddings - max(map(len, prompts)) + 1
+        for _ in range(min(ANSWER_TOKENS, limit)):
             inputs = [
                 StepInput(sequences[i], tokens, Sampling(temperature=1.0, top_p=0.95, seed=seed + i))
                 for i, tokens in pending.items()

@@ -169,17 +169,33 @@ def is_packed(checkpoint: Checkpoint, module: str) -> bool:
 def dequantize_tensor(checkpoint: Checkpoint, module: str) -> NDArray[np.float32]:
     """The weight [N, K] of a module in float32, however it is stored."""
 
-    def part(name: str) -> NDArray[Any]:
-        if f"{module}.weight_{name}" not in checkpoint.tensors:
+    def part(name: str, dtype: str) -> NDArray[Any]:
+        info = checkpoint.tensors.get(f"{module}.weight{name}")
+        if info is None:
             raise PomonaError(
-                f"{checkpoint.directory}: tensor {module}.weight_{name} is missing; compress the model again"
+                f"{checkpoint.directory}: tensor {module}.weight{name} is missing; compress the model again"
             )
-        return checkpoint.array(f"{module}.weight_{name}")
+        if info.dtype != dtype:
+            raise PomonaError(
+                f"{checkpoint.directory}: tensor {module}.weight{name} is {info.dtype}, not {dtype}; "
+                "pull or compress the model again"
+            )
+        return checkpoint.array(info.name)
 
+    misfit = PomonaError(
+        f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again"
+    )
     if f"{module}.weight_indices" in checkpoint.tensors:
-        parts = (part("indices"), part("tables"), part("table_scales"), part("row_scales"))
-        groups, lines = parts[0].shape[0], parts[0].shape[1]
-        tables = parts[1].shape[1] if parts[1].ndim == 3 else 0
+        parts = (
+            part("_indices", "U8"),
+            part("_tables", "I8"),
+            part("_table_scales", "F16"),
+            part("_row_scales", "F16"),
+        )
+        if parts[0].ndim != 3 or parts[1].ndim != 3:
+            raise misfit
+        groups, lines = parts[0].shape[:2]
+        tables = parts[1].shape[1]
         if (
             parts[0].shape != (groups, lines, 64)
             or tables < 1
@@ -188,18 +204,14 @@ def dequantize_tensor(checkpoint: Checkpoint, module: str) -> NDArray[np.float32
             or parts[2].shape != (groups, tables)
             or parts[3].shape != (groups * GROUP_ROWS,)
         ):
-            raise PomonaError(
-                f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again"
-            )
+            raise misfit
         return unpack_palette(*parts)
     if f"{module}.weight_int8" in checkpoint.tensors:
-        packed, scales = part("int8"), part("row_scales")
+        packed, scales = part("_int8", "U8"), part("_row_scales", "F16")
         if packed.ndim != 3 or packed.shape[2] != 64 or scales.shape != (packed.shape[0] * GROUP_ROWS,):
-            raise PomonaError(
-                f"{checkpoint.directory}: the parts of {module}.weight do not fit; compress the model again"
-            )
+            raise misfit
         return unpack_int8(packed, scales)
-    return float32_from_bf16(checkpoint.array(f"{module}.weight"))
+    return float32_from_bf16(part("", "BF16"))
 
 
 def fingerprint(checkpoint: Checkpoint) -> str:

@@ -84,6 +84,7 @@ class StepInput:
     sequence: Sequence
     tokens: Seq[int]
     sampling: Sampling = Sampling()
+    mask: NDArray[np.int32] | None = None  # one bit per token that may come next, 32 to a word; None: all may
 
 
 class Engine:
@@ -112,8 +113,8 @@ class Engine:
 
         threads: default all cores that this process may use. isa: auto, avx512, avx2 or scalar. kv_tokens:
         room for the tokens of all sequences together. huge_pages: copy packed weights into 2 MB pages, which
-        reads them faster and needs their size in memory once more than the page cache holds. prefix_cache: keep
-        full pages for later sequences that begin with the same tokens under the same adapter version.
+        reads them faster and needs their size in memory once more than the page cache holds. prefix_cache:
+        keep full pages for later sequences that begin with the same tokens under the same adapter version.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
@@ -179,7 +180,7 @@ class Engine:
         sequence has changed.
         """
         if sum(len(i.tokens) for i in inputs) <= BATCH_TOKENS:
-            return self._native_step([(i.sequence, i.tokens, i.sampling) for i in inputs])
+            return self._native_step([(i, i.tokens) for i in inputs])
         before = [i.sequence.length for i in inputs]
         sampled = [0] * len(inputs)
         pending = {index: list(i.tokens) for index, i in enumerate(inputs)}
@@ -191,9 +192,7 @@ class Engine:
                     room -= len(batch[-1][1])
                     if room == 0:
                         break
-                tokens_out = self._native_step(
-                    [(inputs[index].sequence, part, inputs[index].sampling) for index, part in batch]
-                )
+                tokens_out = self._native_step([(inputs[index], part) for index, part in batch])
                 for (index, part), token in zip(batch, tokens_out, strict=True):
                     pending[index] = pending[index][len(part) :]
                     if not pending[index]:
@@ -228,9 +227,11 @@ class Engine:
                 )
         return np.concatenate(parts)[:-1]
 
-    def _native_step(self, batch: Seq[tuple[Sequence, Seq[int], Sampling]]) -> list[int]:
+    def _native_step(self, batch: Seq[tuple[StepInput, Seq[int]]]) -> list[int]:
+        """One native step: of every input the given part of its tokens."""
         inputs = [
-            _native.StepInput(s.handle, list(tokens), sampling.native()) for s, tokens, sampling in batch
+            _native.StepInput(i.sequence.handle, list(tokens), i.sampling.native(), i.mask)
+            for i, tokens in batch
         ]
         result: list[int] = self._call(self.native.step, inputs)
         return result

@@ -7,10 +7,15 @@ for token in generate(engine, prompt_ids, sampling=Sampling(), max_new_tokens=64
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from pomona.errors import PomonaError
 from pomona.runtime.engine import Engine, StepInput
 from pomona.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from pomona.runtime.adapters import LoadedAdapter
+    from pomona.runtime.guided import GuidedTokens
 
 
 def generate(
@@ -20,9 +25,12 @@ def generate(
     sampling: Sampling,
     max_new_tokens: int,
     stop_ids: Collection[int],
+    adapter: LoadedAdapter | None = None,
+    guide: GuidedTokens | None = None,
 ) -> Iterator[int]:
     """Yields new tokens until one of `stop_ids` (not yielded), `max_new_tokens`, or the end of the context.
 
+    With a guide, only tokens that it allows are chosen, and the end of what it describes ends the answer.
     Raises PomonaError when the prompt is empty or longer than the model's context.
     """
     if not prompt_ids:
@@ -32,11 +40,16 @@ def generate(
         raise PomonaError(
             f"the prompt has {len(prompt_ids):,} tokens, the context holds {limit:,}; shorten it"
         )
-    with engine.new_sequence() as sequence:
+    with engine.new_sequence(adapter) as sequence:
         tokens: Sequence[int] = prompt_ids
         for _ in range(min(max_new_tokens, limit - len(prompt_ids))):
-            token = engine.step([StepInput(sequence, tokens, sampling)])[0]
+            mask = None if guide is None else guide.mask()
+            token = engine.step([StepInput(sequence, tokens, sampling, mask)])[0]
             if token in stop_ids:
                 return
             yield token
+            if guide is not None:
+                guide.accept(token)
+                if guide.stopped:
+                    return
             tokens = [token]

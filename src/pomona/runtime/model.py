@@ -10,7 +10,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from pomona.errors import PomonaError
 from pomona.models.store import resolve
@@ -18,6 +19,9 @@ from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.engine import Engine
 from pomona.runtime.generate import generate
 from pomona.runtime.sampling import Sampling
+
+if TYPE_CHECKING:
+    from pomona.runtime.guided import Guide, GuidedTokens, Guides
 
 
 @dataclass(frozen=True)
@@ -29,10 +33,12 @@ class Timing:
     prefill_seconds: float
     decode_seconds: float
     first_token_seconds: float  # from the call to the first piece, rendering and tokenising included
+    reused_tokens: int = 0  # of the prompt, found in the prefix cache
 
     @property
     def prefill_tps(self) -> float:
-        return self.prompt_tokens / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
+        computed = self.prompt_tokens - self.reused_tokens
+        return computed / self.prefill_seconds if self.prefill_seconds > 0 else 0.0
 
     @property
     def decode_tps(self) -> float:
@@ -51,16 +57,29 @@ class Model:
         self.tokenizer = tokenizer
         self.last_timing: Timing | None = None
 
+    @cached_property
+    def guides(self) -> Guides:
+        """The compiler of guides, made when the first guided answer asks for it."""
+        from pomona.runtime.guided import Guides
+
+        return Guides(self.tokenizer, self.engine.config.vocab_size)
+
     @classmethod
     def load(
-        cls, name: str, *, threads: int | None = None, isa: str = "auto", kv_tokens: int | None = None
+        cls,
+        name: str,
+        *,
+        threads: int | None = None,
+        isa: str = "auto",
+        kv_tokens: int | None = None,
+        prefix_cache: bool = True,
     ) -> Model:
         """`name`: a model in the cache or a directory. Other arguments as Engine.load's."""
         directory = resolve(name)
-        return cls(
-            Engine.load(directory, threads=threads, isa=isa, kv_tokens=kv_tokens),
-            Tokenizer.from_directory(directory),
+        engine = Engine.load(
+            directory, threads=threads, isa=isa, kv_tokens=kv_tokens, prefix_cache=prefix_cache
         )
+        return cls(engine, Tokenizer.from_directory(directory))
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation, ready for the assistant's turn."""
@@ -77,10 +96,12 @@ class Model:
         *,
         sampling: Sampling | None = None,
         max_new_tokens: int = 512,
+        guide: Guide | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer to a conversation of {"role", "content"} messages, as they come."""
         started = time.perf_counter()
-        return self._stream(self.render(messages), sampling or Sampling(), max_new_tokens, started)
+        guided = None if guide is None else self.guides.start(guide)
+        return self._stream(self.render(messages), sampling or Sampling(), max_new_tokens, started, guided)
 
     def complete(
         self, text: str, *, sampling: Sampling | None = None, max_new_tokens: int = 512
@@ -88,7 +109,7 @@ class Model:
         """Pieces of the continuation of a raw text, without any template."""
         started = time.perf_counter()
         ids = self.tokenizer.encode(text, add_special_tokens=True, parse_special=False)
-        return self._stream(ids, sampling or Sampling(), max_new_tokens, started)
+        return self._stream(ids, sampling or Sampling(), max_new_tokens, started, None)
 
     def respond(
         self,
@@ -96,14 +117,22 @@ class Model:
         *,
         sampling: Sampling | None = None,
         max_new_tokens: int = 512,
+        guide: Guide | None = None,
     ) -> str:
         """The whole answer at once."""
-        return "".join(self.stream(messages, sampling=sampling, max_new_tokens=max_new_tokens))
+        pieces = self.stream(messages, sampling=sampling, max_new_tokens=max_new_tokens, guide=guide)
+        return "".join(pieces)
 
     def _stream(
-        self, ids: list[int], sampling: Sampling, max_new_tokens: int, started: float
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        max_new_tokens: int,
+        started: float,
+        guide: GuidedTokens | None,
     ) -> Iterator[str]:
         self.last_timing = None
+        reused = self.engine.native.reused_tokens
         decoder = self.tokenizer.stream()
         prefill_started = time.perf_counter()
         first = last = 0.0
@@ -114,6 +143,7 @@ class Model:
             sampling=sampling,
             max_new_tokens=max_new_tokens,
             stop_ids=self.tokenizer.eos_token_ids,
+            guide=guide,
         )
         try:
             for token in tokens:
@@ -128,4 +158,11 @@ class Model:
             tokens.close()  # type: ignore[attr-defined]  # frees the sequence when the reader stops early
             first = first or time.perf_counter()
             last = last or first
-            self.last_timing = Timing(len(ids), count, first - prefill_started, last - first, first - started)
+            self.last_timing = Timing(
+                len(ids),
+                count,
+                first - prefill_started,
+                last - first,
+                first - started,
+                self.engine.native.reused_tokens - reused,
+            )

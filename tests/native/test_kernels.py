@@ -1,0 +1,480 @@
+"""The matrix kernels: every instruction set of this machine against an independent definition, bit for bit
+against the scalar one, and the same for any batch and any number of threads.
+
+Shape letters: M activation rows, N output rows, K input columns, B = K / 64 blocks, G = N / 16 groups.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pomona import _native
+from pomona.models.palettized import unpack_int8, unpack_palette
+from pomona.models.safetensors_file import bf16_from_float32, float32_from_bf16
+
+ISAS = _native.available_isas().split()
+EPS = 2.0**-24  # largest relative error of one rounding to float32
+TINY = 2.0**-149
+Tensors = dict[str, tuple[str, NDArray[Any]]]
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+
+
+def multiply(isa: str, rows: int, tensors: Tensors, x_MK: Floats, threads: int = 1) -> Floats:
+    y: Floats = _native.multiply_packed(isa, rows, tensors, x_MK, threads)
+    assert y.shape == (len(x_MK), rows)
+    assert y.dtype == np.float32
+    return y
+
+
+def same_bits(a: Floats, b: Floats) -> bool:
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+# --- the definition of kernels.h, written again
+
+
+def quantize(x_MK: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """[M, B, 64] whole numbers of 15 bits, and [M, B] what one of them is worth."""
+    x_MB64 = x_MK.reshape(len(x_MK), -1, 64)
+    largest = np.abs(x_MB64).max(axis=2)
+    usable = (largest > np.float32(1e-30)) & (largest < np.float32(1e30))
+    safe = np.where(usable, largest, np.float32(1))
+    inverse = np.where(usable, np.float32(16256) / safe, np.float32(0))
+    step = np.where(usable, safe / np.float32(16256), np.float32(0))
+    q = np.rint(np.where(usable[:, :, None], x_MB64, np.float32(0)) * inverse[:, :, None])
+    return q.astype(np.int64), step
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A packed matrix and what it stands for: whole numbers, scales of blocks of columns, scales of rows."""
+
+    tensors: Tensors
+    values_NK: NDArray[np.int64]
+    block_scales_NB: Floats
+    row_scales_N: Floats
+
+    @property
+    def rows(self) -> int:
+        return len(self.values_NK)
+
+    def weight(self) -> Doubles:
+        scales = np.repeat(self.block_scales_NB.astype(np.float64), 64, axis=1)
+        return self.values_NK * scales * self.row_scales_N.astype(np.float64)[:, None]
+
+    def product(self, x_MK: Floats) -> tuple[Doubles, Doubles]:
+        """[M, N] the product as kernels.h defines it, in float64, and how far float32 may lead away."""
+        q_MBC, step_MB = quantize(x_MK)
+        w_NBC = self.values_NK.reshape(self.rows, -1, 64)
+        dots_MNB = np.einsum("mbc,nbc->mnb", q_MBC, w_NBC).astype(np.float64)
+        scale_MNB = (
+            step_MB[:, None, :] * self.block_scales_NB[None]
+        )  # the one product that is float32 by definition
+        terms = dots_MNB * scale_MNB
+        rows = self.row_scales_N.astype(np.float64)
+        blocks = terms.shape[2]
+        bound = (blocks + 3) * EPS * np.abs(terms).sum(axis=2) + (blocks + 1) * TINY
+        return terms.sum(axis=2) * rows, bound * np.abs(rows) * (1 + 4 * EPS) + TINY
+
+
+def half(rng: np.random.Generator, shape: tuple[int, ...], kind: str) -> NDArray[np.float16]:
+    scales = rng.uniform(0.001, 0.1, shape)
+    if kind == "odd":  # zeros, subnormals, negatives, the largest
+        strange = rng.choice([0.0, 6e-8, -0.03, 3e-5, 65504.0], shape)
+        scales = np.where(rng.random(shape) < 0.3, strange, scales)
+    return scales.astype(np.float16)
+
+
+def random_palette(
+    rng: np.random.Generator,
+    groups: int,
+    blocks: int,
+    tables: int,
+    *,
+    kind: str = "plain",
+    scales: str = "plain",
+) -> Packed:
+    """`tables` per group, a divisor of `blocks`. The bytes are laid out here, by the words of kernels.h."""
+    rows, columns = 16 * groups, 64 * blocks
+    if kind == "extreme":
+        entries = rng.choice(np.array([-127, 127], np.int8), (groups, tables, 16))
+    else:
+        entries = rng.integers(-128, 128, (groups, tables, 16)).astype(np.int8)
+    index_NK = rng.integers(0, 16, (rows, columns))
+    table_scales, row_scales = half(rng, (groups, tables), scales), half(rng, (rows,), scales)
+    packed = np.zeros((groups, columns // 8, 64), np.uint8)
+    for j in range(4):
+        for r in range(16):
+            low, high = index_NK[r::16, j::8], index_NK[r::16, 4 + j :: 8]
+            packed[:, :, 4 * r + j] = low | high << 4
+    width = columns // tables
+    group, table = np.arange(rows)[:, None] // 16, np.arange(columns)[None, :] // width
+    tensors: Tensors = {
+        "w.weight_indices": ("U8", packed),
+        "w.weight_tables": ("I8", entries),
+        "w.weight_table_scales": ("F16", table_scales.view(np.uint16)),
+        "w.weight_row_scales": ("F16", row_scales.view(np.uint16)),
+    }
+    block_scales = np.repeat(np.repeat(table_scales.astype(np.float32), 16, axis=0), blocks // tables, axis=1)
+    return Packed(
+        tensors, entries[group, table, index_NK].astype(np.int64), block_scales, row_scales.astype(np.float32)
+    )
+
+
+def random_int8(
+    rng: np.random.Generator, groups: int, blocks: int, *, kind: str = "plain", scales: str = "plain"
+) -> Packed:
+    rows, columns = 16 * groups, 64 * blocks
+    values = (
+        rng.integers(-128, 128, (rows, columns))
+        if kind == "plain"
+        else rng.choice([-127, 127], (rows, columns))
+    )
+    packed = np.zeros((groups, columns // 4, 64), np.uint8)
+    for j in range(4):
+        for r in range(16):
+            packed[:, :, 4 * r + j] = values[r::16, j::4] + 128
+    row_scales = half(rng, (rows,), scales)
+    tensors: Tensors = {
+        "w.weight_int8": ("U8", packed),
+        "w.weight_row_scales": ("F16", row_scales.view(np.uint16)),
+    }
+    ones = np.ones((rows, blocks), np.float32)
+    return Packed(tensors, values.astype(np.int64), ones, row_scales.astype(np.float32))
+
+
+ACTIVATIONS = ("normal", "outlier", "zero", "huge", "too huge", "denormal", "tiny", "equal", "single", "ties")
+
+
+def activation_block(rng: np.random.Generator, kind: str) -> Floats:
+    """64 values of one kind; `ties` lie half-way between two quantised values."""
+    x: NDArray[np.floating[Any]] = rng.standard_normal(64)
+    if kind == "outlier":
+        x[rng.integers(64)] *= 10.0 ** rng.uniform(2, 6)
+    elif kind == "zero":
+        x = rng.choice([0.0, -0.0], 64)
+    elif kind == "huge":
+        x *= 1e23  # with the largest scales: just below the end of float32
+    elif kind == "too huge":  # an infinity, or too large to be scaled: the block counts as zeros
+        x[rng.integers(64)] = rng.choice([np.inf, -np.inf, 2e30, -3.4e38])
+    elif kind == "denormal":
+        x *= 1e-40
+    elif kind == "tiny":  # on both sides of what is taken for zero
+        x *= 1e-30 / np.abs(x).max() * rng.choice([0.999999, 1.0, 1.000001, 30.0])
+    elif kind == "equal":
+        x = rng.choice([-1.0, 1.0], 64) * 10.0 ** rng.uniform(-3, 3)
+    elif kind == "single":
+        x = np.zeros(64)
+        x[rng.integers(64)] = rng.choice([-3.0, 3.0])
+    elif kind == "ties":
+        x = rng.integers(-16255, 16255, 64) + 0.5
+        x[rng.integers(64)] = rng.choice([-16256.0, 16256.0])
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Case:
+    packed: Packed
+    x_MK: Floats
+    threads: int
+
+
+@st.composite
+def cases(draw: st.DrawFn, formats: tuple[str, ...] = ("palette", "int8")) -> Case:
+    format = draw(st.sampled_from(formats))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    groups, blocks, rows = draw(st.integers(1, 7)), draw(st.integers(1, 8)), draw(st.integers(1, 20))
+    kind, scales = draw(st.sampled_from(("plain", "extreme"))), draw(st.sampled_from(("plain", "odd")))
+    kinds = draw(st.lists(st.sampled_from(ACTIVATIONS), min_size=1, max_size=4))
+    if format == "palette":
+        tables = draw(st.sampled_from([t for t in range(1, blocks + 1) if blocks % t == 0]))
+        packed = random_palette(rng, groups, blocks, tables, kind=kind, scales=scales)
+    else:
+        packed = random_int8(rng, groups, blocks, kind=kind, scales=scales)
+    x = [activation_block(rng, kinds[rng.integers(len(kinds))]) for _ in range(rows * blocks)]
+    return Case(packed, np.stack(x).reshape(rows, 64 * blocks), draw(st.integers(1, 3)))
+
+
+# --- packed products
+
+
+@given(cases())
+@settings(max_examples=150, deadline=None)
+def test_packed_products_follow_the_one_definition_on_every_instruction_set(case: Case) -> None:
+    expected, bound = case.packed.product(case.x_MK)
+    scalar = multiply("scalar", case.packed.rows, case.packed.tensors, case.x_MK)
+    assert (np.abs(scalar - expected) <= bound).all()
+    for isa in ISAS:
+        y = multiply(isa, case.packed.rows, case.packed.tensors, case.x_MK, case.threads)
+        assert same_bits(y, scalar), isa
+
+
+@given(cases())
+@settings(max_examples=40, deadline=None)
+def test_a_row_does_not_depend_on_its_batch_or_the_threads(case: Case) -> None:
+    rows, tensors, x = case.packed.rows, case.packed.tensors, case.x_MK
+    for isa in ISAS:
+        batch = multiply(isa, rows, tensors, x, case.threads)
+        for m in range(len(x)):
+            alone = multiply(isa, rows, tensors, x[m : m + 1], 1 + m % 3)
+            assert same_bits(alone, batch[m : m + 1]), isa
+        for threads in (1, 2, 3):
+            assert same_bits(multiply(isa, rows, tensors, x, threads), batch), isa
+        backwards = multiply(isa, rows, tensors, x[::-1].copy(), case.threads)
+        assert same_bits(backwards[::-1].copy(), batch), isa
+
+
+def dequantized(tensors: Tensors) -> Doubles:
+    """The weight as the Python side of the format reads it."""
+    arrays = {name.removeprefix("w.weight_"): array for name, (_, array) in tensors.items()}
+    rows = arrays["row_scales"].view(np.float16)
+    if "int8" in arrays:
+        return unpack_int8(arrays["int8"], rows).astype(np.float64)
+    tables = arrays["table_scales"].view(np.float16)
+    return unpack_palette(arrays["indices"], arrays["tables"], tables, rows).astype(np.float64)
+
+
+@given(cases())
+@settings(max_examples=100, deadline=None)
+def test_products_equal_those_of_the_dequantised_weight_up_to_15_bit_activations(case: Case) -> None:
+    x = np.where(
+        np.abs(case.x_MK) < 1e30, case.x_MK, np.float32(0)
+    )  # blocks of infinities are a test of their own
+    weight = dequantized(case.packed.tensors)
+    np.testing.assert_allclose(weight, case.packed.weight(), rtol=4 * EPS, atol=2 * TINY)
+    _, step_MB = quantize(x)
+    # Half a step of rounding, and the float32 rounding of x / step; a block of next to nothing is lost whole.
+    lost = np.where(
+        np.repeat(step_MB, 64, axis=1) > 0, np.repeat(step_MB, 64, axis=1) * 0.503, np.abs(x)
+    ).astype(np.float64)
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(weight).T
+    bound = lost @ np.abs(weight).T + (x.shape[1] / 64 + 8) * EPS * magnitude + 1e-36
+    for isa in ISAS:
+        y = multiply(isa, case.packed.rows, case.packed.tensors, x, case.threads)
+        assert (np.abs(y - x.astype(np.float64) @ weight.T) <= bound).all(), isa
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("kind", ["palette", "int8"])
+def test_the_error_of_the_activations_is_that_of_15_bits(isa: str, kind: str) -> None:
+    """On normal inputs a step is about 2.5 sigma / 16256; an int8 pass would be wrong by 6e-3."""
+    rng = np.random.default_rng(1)
+    packed = random_palette(rng, 8, 9, 3) if kind == "palette" else random_int8(rng, 8, 9)
+    x = rng.standard_normal((16, 576)).astype(np.float32)
+    exact = x.astype(np.float64) @ packed.weight().T
+    error = multiply(isa, packed.rows, packed.tensors, x) - exact
+    assert 1e-5 < np.sqrt((error**2).mean() / (exact**2).mean()) < 6e-5
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "table_columns"), [(576, 576, 192), (192, 576, 576), (96, 1536, 64)]
+)
+def test_the_shapes_of_a_real_layer_at_every_kind_of_batch(
+    rows: int, columns: int, table_columns: int
+) -> None:
+    rng = np.random.default_rng(rows)
+    packed = random_palette(rng, rows // 16, columns // 64, columns // table_columns)
+    x = rng.standard_normal((33, columns)).astype(np.float32)
+    x[:, 5] *= 300
+    expected, bound = packed.product(x)
+    whole = multiply("scalar", rows, packed.tensors, x)
+    assert (np.abs(whole - expected) <= bound).all()
+    for isa in ISAS:
+        for batch in (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 14, 19, 33):  # every split into tiles of tokens
+            assert same_bits(multiply(isa, rows, packed.tensors, x[:batch], 1 + batch % 3), whole[:batch]), (
+                isa,
+                batch,
+            )
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_float16_row_scale_means_what_numpy_says(isa: str) -> None:
+    """One weight of 1 in each of 65,536 rows, and an activation whose step is exactly 1."""
+    halves = np.arange(1 << 16, dtype=np.uint16)
+    packed = np.full(((1 << 16) // 16, 16, 64), 128, np.uint8)
+    packed[:, 0, ::4] = 129
+    x = np.zeros((1, 64), np.float32)
+    x[0, 0] = 16256.0
+    tensors: Tensors = {"w.weight_int8": ("U8", packed), "w.weight_row_scales": ("F16", halves)}
+    with np.errstate(invalid="ignore"):
+        expected = halves.view(np.float16).astype(np.float32) * np.float32(16256)
+    np.testing.assert_array_equal(multiply(isa, 1 << 16, tensors, x)[0], expected)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_block_of_infinities_counts_as_zeros_and_spoils_no_other(isa: str) -> None:
+    rng = np.random.default_rng(2)
+    packed = random_palette(rng, 3, 4, 2)
+    x = rng.standard_normal((9, 256)).astype(np.float32)
+    without = x.copy()
+    without[:, 64:128] = 0
+    x[:, 64:128] = np.inf
+    x[3, 70] = -np.inf
+    assert same_bits(
+        multiply(isa, packed.rows, packed.tensors, x), multiply(isa, packed.rows, packed.tensors, without)
+    )
+
+
+@pytest.mark.parametrize("position", [0, 7, 40, 63])
+def test_a_nan_means_the_same_to_every_instruction_set(position: int) -> None:
+    rng = np.random.default_rng(3)
+    packed = random_palette(rng, 2, 3, 3)
+    x = rng.standard_normal((9, 192)).astype(np.float32)
+    x[4, 64 + position] = np.nan
+    scalar = multiply("scalar", packed.rows, packed.tensors, x)
+    clean = np.delete(x, 4, axis=0)
+    for isa in ISAS:
+        y = multiply(isa, packed.rows, packed.tensors, x)
+        np.testing.assert_array_equal(y, scalar, err_msg=isa)
+        np.testing.assert_array_equal(
+            np.delete(y, 4, axis=0), multiply(isa, packed.rows, packed.tensors, clean)
+        )
+
+
+# --- bf16 products
+
+
+@st.composite
+def bf16_cases(draw: st.DrawFn) -> tuple[NDArray[np.uint16], Floats, int]:
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    rows, columns = draw(st.integers(1, 70)), 16 * draw(st.integers(1, 20))
+    weight = bf16_from_float32(rng.standard_normal((rows, columns)) * 10.0 ** rng.uniform(-3, 1))
+    x = rng.standard_normal((draw(st.integers(1, 20)), columns))
+    x[rng.random(x.shape) < 0.05] *= draw(st.sampled_from([0.0, 1e-40, 1e4, 1e20]))
+    return weight, x.astype(np.float32), draw(st.integers(1, 3))
+
+
+@given(bf16_cases())
+@settings(max_examples=80, deadline=None)
+def test_bf16_products_are_right_to_float32_rounding_and_do_not_depend_on_the_batch(
+    case: tuple[NDArray[np.uint16], Floats, int],
+) -> None:
+    weight, x, threads = case
+    tensors: Tensors = {"w.weight": ("BF16", weight)}
+    exact_weight = float32_from_bf16(weight).astype(np.float64)
+    exact = x.astype(np.float64) @ exact_weight.T
+    magnitude = np.abs(x).astype(np.float64) @ np.abs(exact_weight).T
+    for isa in ISAS:
+        y = multiply(isa, len(weight), tensors, x, threads)
+        assert (np.abs(y - exact) <= x.shape[1] * (EPS * magnitude + TINY)).all(), isa
+        alone = np.concatenate([multiply(isa, len(weight), tensors, row[None]) for row in x])
+        assert same_bits(y, alone), isa
+
+
+# --- what is refused
+
+
+def test_wherever_the_arrays_lie_in_memory_the_result_is_the_same() -> None:
+    """Arrays of a foreign file may start anywhere; views may be strided."""
+    rng = np.random.default_rng(4)
+    packed = random_palette(rng, 3, 3, 3)
+    x = rng.standard_normal((9, 192)).astype(np.float32)
+
+    def moved(array: NDArray[Any]) -> NDArray[Any]:
+        buffer = np.zeros(array.nbytes + 64, np.uint8)
+        place = buffer[(-buffer.ctypes.data) % 64 + array.itemsize :][: array.nbytes].view(array.dtype)
+        place[:] = array.reshape(-1)
+        return place.reshape(array.shape)
+
+    tensors = {name: (dtype, moved(array)) for name, (dtype, array) in packed.tensors.items()}
+    strided = np.repeat(x, 2, axis=1)[:, ::2]
+    for isa in ISAS:
+        expected = multiply(isa, packed.rows, packed.tensors, x)
+        assert same_bits(multiply(isa, packed.rows, tensors, moved(x)), expected)
+        assert same_bits(multiply(isa, packed.rows, tensors, strided), expected)
+
+
+# Each in a process of its own, so that a crash is a failure of its test and not the end of all of them.
+REFUSED = {
+    "too few bytes": "t['w.weight_indices'] = ('U8', np.zeros((1, 8, 64), np.uint8))",
+    "too many rows": "rows = 32",
+    "rows that are no multiple of 16": "rows = 8",
+    "no rows": "rows = 0",
+    "negative rows": "rows = -16",
+    "no activations": "x = np.zeros((0, 128), np.float32)",
+    "no columns": "t = palette(0); x = np.zeros((1, 0), np.float32)",
+    "columns that are no multiple of 64": "t = palette(96); x = np.zeros((1, 96), np.float32)",
+    "other columns": "x = np.zeros((1, 192), np.float32)",
+    "a vector of indices": "t['w.weight_indices'] = ('U8', np.zeros(1024, np.uint8))",
+    "a missing table": "del t['w.weight_tables']",
+    "missing table scales": "del t['w.weight_table_scales']",
+    "missing row scales": "del t['w.weight_row_scales']",
+    "no tensors": "t = {}",
+    "tables of 32 columns": "t['w.weight_tables'] = ('I8', np.zeros((1, 4, 16), np.int8))",
+    "tables that do not divide": "t['w.weight_tables'] = ('I8', np.zeros((1, 3, 16), np.int8))",
+    "no tables": "t['w.weight_tables'] = ('I8', np.zeros((1, 0, 16), np.int8))",
+    "tables of 8 colours": "t['w.weight_tables'] = ('I8', np.zeros((1, 2, 8), np.int8))",
+    "scales for other tables": "t['w.weight_table_scales'] = ('F16', np.zeros((1, 1), np.uint16))",
+    "another type by name": "t['w.weight_row_scales'] = ('BF16', np.zeros(16, np.uint16))",
+    "an unknown type": "t['w.weight_row_scales'] = ('F8_E4M3', np.zeros(16, np.uint8))",
+    "another type by size": "t['w.weight_row_scales'] = ('F16', np.zeros(16, np.float32))",
+    "an unknown instruction set": "isa = 'mmx'",
+    "no instruction set": "isa = ''",
+    "no threads": "threads = 0",
+    "negative threads": "threads = -1",
+    "thousands of threads": "threads = 2_000",
+    "bf16 of other columns": "t = {'w.weight': ('BF16', np.zeros((16, 64), np.uint16))}",
+    "bf16 that was float32": "t = {'w.weight': ('BF16', np.zeros((16, 128), np.float32))}",
+    "bf16 columns that fill no register": (
+        "x = np.ones((1, 100), np.float32); t = {'w.weight': ('BF16', np.zeros((16, 100), np.uint16))}"
+    ),
+    "int8 of other columns": (
+        "del t['w.weight_indices']; t['w.weight_int8'] = ('U8', np.zeros((1, 8, 64), np.uint8))"
+    ),
+    "a list for an array": "t['w.weight_indices'] = ('U8', [1, 2])",
+    "a type without an array": "t['w.weight_indices'] = ('U8',)",
+    "an array without a type": "t['w.weight_indices'] = np.zeros((1, 16, 64), np.uint8)",
+    "a number for an array": "t['w.weight_indices'] = 5",
+    "three-dimensional activations": "x = np.zeros((1, 1, 128), np.float32)",
+    "whole numbers for a name": "t[5] = t['w.weight_indices']",
+}
+PROGRAM = """
+    import numpy as np
+    from pomona import _native
+
+    def palette(columns):
+        return {
+            "w.weight_indices": ("U8", np.zeros((1, columns // 8, 64), np.uint8)),
+            "w.weight_tables": ("I8", np.zeros((1, max(columns // 64, 1), 16), np.int8)),
+            "w.weight_table_scales": ("F16", np.zeros((1, max(columns // 64, 1)), np.uint16)),
+            "w.weight_row_scales": ("F16", np.zeros(16, np.uint16)),
+        }
+
+    isa, rows, t, x, threads = ISA, 16, palette(128), np.ones((1, 128), np.float32), 1
+    assert (_native.multiply_packed(isa, rows, t, x, threads) == 0).all()
+    CHANGE
+    try:
+        _native.multiply_packed(isa, rows, t, x, threads)
+    except (ValueError, TypeError) as error:
+        print("refused:", str(error).splitlines()[0])
+"""
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_does_not_fit_is_refused(what: str) -> None:
+    program = textwrap.dedent(PROGRAM).replace("CHANGE", REFUSED[what]).replace("ISA", repr(ISAS[0]))
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("refused: ")
+
+
+def test_the_instruction_sets_end_with_the_scalar_one() -> None:
+    assert ISAS[-1] == "scalar"
+    assert len(set(ISAS)) == len(ISAS)
+    packed = random_int8(np.random.default_rng(5), 1, 1)
+    x = np.ones((1, 64), np.float32)
+    assert same_bits(multiply("auto", 16, packed.tensors, x), multiply(ISAS[0], 16, packed.tensors, x))
