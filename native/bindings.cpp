@@ -289,6 +289,8 @@ NB_MODULE(_native, m) {
       .def(
           "truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); },
           "sequence"_a, "length"_a)
+      .def(
+          "reused_tokens", [](OwningEngine& e, int id) { return e.engine->reused_tokens(id); }, "sequence"_a)
       .def("step", &OwningEngine::step, "inputs"_a)
       .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
       .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
@@ -300,7 +302,6 @@ NB_MODULE(_native, m) {
       .def_prop_ro("batch_tokens", [](const OwningEngine& e) { return e.engine->batch_tokens(); })
       .def_prop_ro("kv_tokens", [](const OwningEngine& e) { return e.engine->kv_tokens(); })
       .def_prop_ro("free_tokens", [](const OwningEngine& e) { return e.engine->free_tokens(); })
-      .def_prop_ro("reused_tokens", [](const OwningEngine& e) { return e.engine->reused_tokens(); })
       .def_prop_ro("bytes_per_token", [](const OwningEngine& e) { return e.engine->bytes_per_token(); })
       .def_prop_ro("kv_bytes_per_token",
                    [](const OwningEngine& e) { return e.engine->kv_bytes_per_token(); });

@@ -125,6 +125,11 @@ int Engine::length(int id) {
   return static_cast<int>(sequence(id).tokens.size());
 }
 
+int Engine::reused_tokens(int id) {
+  const std::lock_guard lock(mutex_);
+  return sequence(id).reused;
+}
+
 void Engine::truncate(int id, int length) {
   const std::lock_guard lock(mutex_);
   Sequence& s = sequence(id);
@@ -137,9 +142,15 @@ void Engine::truncate(int id, int length) {
 int Engine::take_page() { return cache_.free_pages() > 0 ? cache_.allocate() : prefixes_.evict(); }
 
 // Forgets the tokens from `length` on. A page that becomes partial will be written again: if others may read
-// it too, the sequence goes on with a copy.
+// it too, the sequence goes on with a copy. Where there is no page for that, nothing changes.
 void Engine::cut(Sequence& s, int length) {
   const std::size_t whole = length / kPageTokens, pages = (length + kPageTokens - 1) / kPageTokens;
+  const bool shared = pages > whole && s.nodes.size() > whole;
+  if (shared && !prefixes_.is_own_leaf(s.nodes[whole])) {
+    bool room = free_pages() > 0 || s.pages.size() > std::max(pages, s.nodes.size());
+    for (std::size_t i = pages; i < s.nodes.size(); ++i) room = room || prefixes_.is_own(s.nodes[i]);
+    if (!room) throw KvCacheFull("no page is left for a copy of one that another sequence shares");
+  }
   for (; s.pages.size() > pages; s.pages.pop_back()) {
     if (s.nodes.size() < s.pages.size()) {
       cache_.release(s.pages.back());
@@ -148,10 +159,9 @@ void Engine::cut(Sequence& s, int length) {
       s.nodes.pop_back();
     }
   }
-  if (s.nodes.size() > whole) {
+  if (shared) {
     const int node = s.nodes.back();
     if (!prefixes_.give_back(node)) {
-      if (free_pages() == 0) throw KvCacheFull("no page is left for a copy of a shared one");
       const int copy = take_page();
       cache_.copy(prefixes_.page(node), copy);
       s.pages.back() = copy;
@@ -245,7 +255,7 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
     Sequence& s = sequence(input.sequence);
     const int start = static_cast<int>(s.tokens.size()), skipped = start - lengths[n];
     const int count = static_cast<int>(input.tokens.size()) - skipped, run = static_cast<int>(runs_.size());
-    reused_tokens_ += skipped;
+    s.reused += skipped;
     runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start, s.adapter.get()});
     for (int i = 0; i < count; ++i) rows_.push_back({run, start + i, input.tokens[skipped + i]});
     s.tokens.insert(s.tokens.end(), input.tokens.begin() + skipped, input.tokens.end());

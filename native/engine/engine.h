@@ -79,7 +79,7 @@ class Engine {
   int threads() const { return pool_.size(); }
   int batch_tokens() const { return options_.batch_tokens; }
   int free_tokens() const { return free_pages() * kPageTokens; }
-  std::int64_t reused_tokens() const { return reused_tokens_; } // that step() found in the prefix cache
+  int reused_tokens(int sequence); // of its tokens, how many step() found in the prefix cache
   int kv_tokens() const { return cache_.pages() * kPageTokens; }
   std::size_t bytes_per_token() const { return weights_.bytes_per_token(); }
   std::size_t kv_bytes_per_token() const { return cache_.page_bytes() / kPageTokens; }
@@ -91,6 +91,7 @@ class Engine {
     std::vector<int> nodes; // the leading pages that the prefix cache owns
     std::vector<std::int32_t> tokens;
     std::shared_ptr<const Adapter> adapter;
+    int reused = 0;
   };
   // A sequence's rows in the current batch.
   struct Run {
@@ -160,7 +161,6 @@ class Engine {
   Weights weights_;
   KvCache cache_;
   PrefixCache prefixes_;
-  std::int64_t reused_tokens_ = 0;
   std::mutex mutex_;
   std::vector<Sequence> sequences_;
 

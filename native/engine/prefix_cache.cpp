@@ -58,7 +58,7 @@ int PrefixCache::evict() {
 }
 
 bool PrefixCache::give_back(int node) {
-  if (nodes_[node].holders != 1 || nodes_[node].children != 0) return false;
+  if (!is_own_leaf(node)) return false;
   remove(node);
   return true;
 }

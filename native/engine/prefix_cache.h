@@ -31,6 +31,8 @@ class PrefixCache {
   void drop(int node);
   // Ends a node that only the caller holds and nothing stands on; its page is the caller's again. Else false.
   bool give_back(int node);
+  bool is_own(int node) const { return nodes_[node].holders == 1; } // nobody holds it but the caller
+  bool is_own_leaf(int node) const { return is_own(node) && nodes_[node].children == 0; }
   int page(int node) const { return nodes_[node].page; }
 
   int evictable() const { return idle_; } // pages that evict() can give back, one after the other

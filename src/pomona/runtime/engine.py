@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 512  # of one native step; longer prompts go through in chunks
 MIN_KV_TOKENS = 8192
 MAX_KV_TOKENS = 32768
+MAX_THREADS = 1024
 
 
 class Sequence:
@@ -53,14 +54,26 @@ class Sequence:
         return self._engine.native.length(self.handle)
 
     @property
+    def engine(self) -> Engine:
+        return self._engine
+
+    @property
     def handle(self) -> int:
         if self._handle < 0:
             raise ValueError("the sequence is closed")
         return self._handle
 
+    @property
+    def reused_tokens(self) -> int:
+        """How many of its tokens were found in the prefix cache."""
+        return self._engine.native.reused_tokens(self.handle)
+
     def truncate(self, length: int) -> None:
-        """Forgets the tokens from position `length` on."""
-        self._engine.native.truncate(self.handle, length)
+        """Forgets the tokens from position `length` on.
+
+        PomonaError, and no change, when the cache has no page for a copy of one that another sequence shares.
+        """
+        self._engine._call(self._engine.native.truncate, self.handle, length)
 
     def close(self) -> None:
         if self._handle >= 0:
@@ -118,6 +131,8 @@ class Engine:
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
+        threads = threads or len(os.sched_getaffinity(0))
+        _check_options(threads, isa, kv_tokens)
         raw = read_json_object(directory / CONFIG_FILE)
         config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
         read_quantization_config(raw, str(directory / CONFIG_FILE))
@@ -132,7 +147,7 @@ class Engine:
             native = _native.Engine(
                 _shape(config),
                 tensors,
-                threads or len(os.sched_getaffinity(0)),
+                threads,
                 isa,
                 kv_tokens or min(max(config.max_position_embeddings, MIN_KV_TOKENS), MAX_KV_TOKENS),
                 BATCH_TOKENS,
@@ -179,6 +194,7 @@ class Engine:
         Raises PomonaError when the cache or the context is full or a token is none of the vocabulary; then no
         sequence has changed.
         """
+        self._check_inputs(inputs)
         if sum(len(i.tokens) for i in inputs) <= BATCH_TOKENS:
             return self._native_step([(i, i.tokens) for i in inputs])
         before = [i.sequence.length for i in inputs]
@@ -246,11 +262,44 @@ class Engine:
         except ValueError as error:
             raise PomonaError(f"{self.directory.name}: {error}") from error
 
+    def _check_inputs(self, inputs: Seq[StepInput]) -> None:
+        """Refuses what would otherwise be noticed after a part of a long step was done."""
+        seen: set[int] = set()
+        for i in inputs:
+            if i.sequence.engine is not self:
+                raise PomonaError("a sequence of another engine; make it with this engine's new_sequence()")
+            if i.sequence.handle in seen:
+                raise PomonaError("a sequence appears twice in one step; give each once")
+            seen.add(i.sequence.handle)
+            if len(i.tokens) == 0:
+                raise PomonaError("an input without tokens; give at least one")
+            self._check_range(min(i.tokens), max(i.tokens))
+
+    def _check_range(self, low: int, high: int) -> None:
+        if low < 0 or high >= self.config.vocab_size:
+            wrong = str(low if low < 0 else high)[:40]
+            raise PomonaError(f"token id {wrong} is outside the vocabulary of {self.config.vocab_size:,}")
+
     def _ids(self, token_ids: Seq[int]) -> NDArray[np.int32]:
-        ids = np.asarray(token_ids, np.int32)
-        if ids.ndim != 1 or len(ids) == 0:
+        ids = np.asarray(token_ids)
+        if ids.size == 0:
             raise PomonaError("no tokens; give a text of at least one token")
-        return np.ascontiguousarray(ids)
+        if ids.ndim != 1 or ids.dtype.kind not in "iu":
+            raise PomonaError("token ids must be a flat list of whole numbers; encode the text first")
+        self._check_range(int(ids.min()), int(ids.max()))
+        return np.ascontiguousarray(ids, np.int32)
+
+
+def _check_options(threads: int, isa: str, kv_tokens: int | None) -> None:
+    if not 1 <= threads <= MAX_THREADS:
+        raise PomonaError(f"threads = {threads}: must lie in 1 .. {MAX_THREADS}")
+    if kv_tokens is not None and not 1 <= kv_tokens < 1 << 31:
+        raise PomonaError(f"kv_tokens = {kv_tokens}: must lie in 1 .. {(1 << 31) - 1}")
+    available = _native.available_isas()
+    if isa not in ("auto", *available.split()):
+        raise PomonaError(
+            f"instruction set {isa!r} is not available here; choose auto or one of: {available}"
+        )
 
 
 def native_array(array: NDArray[Any]) -> NDArray[Any]:

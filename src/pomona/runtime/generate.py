@@ -6,31 +6,33 @@ for token in generate(engine, prompt_ids, sampling=Sampling(), max_new_tokens=64
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import contextlib
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 from pomona.errors import PomonaError
-from pomona.runtime.engine import Engine, StepInput
+from pomona.runtime.engine import Engine, Sequence, StepInput
 from pomona.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
-    from pomona.runtime.adapters import LoadedAdapter
     from pomona.runtime.guided import GuidedTokens
 
 
 def generate(
     engine: Engine,
-    prompt_ids: Sequence[int],
+    prompt_ids: Seq[int],
     *,
     sampling: Sampling,
     max_new_tokens: int,
     stop_ids: Collection[int],
-    adapter: LoadedAdapter | None = None,
+    sequence: Sequence | None = None,
     guide: GuidedTokens | None = None,
 ) -> Iterator[int]:
     """Yields new tokens until one of `stop_ids` (not yielded), `max_new_tokens`, or the end of the context.
 
-    With a guide, only tokens that it allows are chosen, and the end of what it describes ends the answer.
+    sequence: where the tokens go (it says which adapter runs), left open at the end; by default one of its
+    own, which is closed. guide: only tokens that it allows are chosen, and its end is the answer's end.
     Raises PomonaError when the prompt is empty or longer than the model's context.
     """
     if not prompt_ids:
@@ -40,8 +42,10 @@ def generate(
         raise PomonaError(
             f"the prompt has {len(prompt_ids):,} tokens, the context holds {limit:,}; shorten it"
         )
-    with engine.new_sequence(adapter) as sequence:
-        tokens: Sequence[int] = prompt_ids
+    with contextlib.ExitStack() as stack:
+        if sequence is None:
+            sequence = stack.enter_context(engine.new_sequence())
+        tokens = prompt_ids
         for _ in range(min(max_new_tokens, limit - len(prompt_ids))):
             mask = None if guide is None else guide.mask()
             token = engine.step([StepInput(sequence, tokens, sampling, mask)])[0]

@@ -132,37 +132,36 @@ class Model:
         guide: GuidedTokens | None,
     ) -> Iterator[str]:
         self.last_timing = None
-        reused = self.engine.native.reused_tokens
         decoder = self.tokenizer.stream()
         prefill_started = time.perf_counter()
         first = last = 0.0
         count = 0
-        tokens = generate(
-            self.engine,
-            ids,
-            sampling=sampling,
-            max_new_tokens=max_new_tokens,
-            stop_ids=self.tokenizer.eos_token_ids,
-            guide=guide,
-        )
-        try:
-            for token in tokens:
-                last = time.perf_counter()
-                first = first or last
-                count += 1
-                if piece := decoder.push(token):
+        with self.engine.new_sequence() as sequence:
+            try:
+                for token in generate(
+                    self.engine,
+                    ids,
+                    sampling=sampling,
+                    max_new_tokens=max_new_tokens,
+                    stop_ids=self.tokenizer.eos_token_ids,
+                    sequence=sequence,
+                    guide=guide,
+                ):
+                    last = time.perf_counter()
+                    first = first or last
+                    count += 1
+                    if piece := decoder.push(token):
+                        yield piece
+                if piece := decoder.flush():
                     yield piece
-            if piece := decoder.flush():
-                yield piece
-        finally:
-            tokens.close()  # type: ignore[attr-defined]  # frees the sequence when the reader stops early
-            first = first or time.perf_counter()
-            last = last or first
-            self.last_timing = Timing(
-                len(ids),
-                count,
-                first - prefill_started,
-                last - first,
-                first - started,
-                self.engine.native.reused_tokens - reused,
-            )
+            finally:
+                first = first or time.perf_counter()
+                last = last or first
+                self.last_timing = Timing(
+                    len(ids),
+                    count,
+                    first - prefill_started,
+                    last - first,
+                    first - started,
+                    sequence.reused_tokens,
+                )

@@ -3,7 +3,6 @@ temperature, top-k, top-p, min-p."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,8 +33,9 @@ class Sampling:
             ("repetition_penalty", self.repetition_penalty, 0.01, 100.0),
             ("seed", self.seed, 0, (1 << 64) - 1),
         ):
-            if not (math.isfinite(value) and low <= value <= high):
-                raise PomonaError(f"{name} = {value}: must lie in {low} .. {high}")
+            kinds = (int,) if isinstance(high, int) else (int, float)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
+                raise PomonaError(f"{name} = {str(value)[:40]}: must lie in {low} .. {high}")
 
     def native(self) -> _native.Sampling:
         from pomona import _native
