@@ -253,11 +253,14 @@ def test_a_model_is_loaded_by_name_or_directory(smollm2_4bit_dir: Path, tmp_path
 # --- the documentation --------------------------------------------------------------------------------------
 
 
-def test_the_examples_of_the_page_run(smollm2_4bit_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page = (ROOT / "docs" / "runtime.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(("name", "count"), [("runtime.md", 3), ("guided.md", 1)])
+def test_the_examples_of_the_page_run(
+    smollm2_4bit_dir: Path, capsys: pytest.CaptureFixture[str], name: str, count: int
+) -> None:
+    page = (ROOT / "docs" / name).read_text(encoding="utf-8")
     examples = [block.split("```")[0] for block in page.split("```python\n")[1:]]
-    assert len(examples) >= 2
+    assert len(examples) == count
     names: dict[str, object] = {}
     for example in examples:  # they go on from each other
-        exec(compile(example, "docs/runtime.md", "exec"), names)
+        exec(compile(example, f"docs/{name}", "exec"), names)
     assert len(capsys.readouterr().out) > 20
