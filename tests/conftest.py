@@ -52,7 +52,7 @@ def smollm2_4bit_dir(smollm2_dir: Path, model_cache: Path) -> Path:
 
 
 SMALL = {
-    # One small model of each family: QK-norm, biases, Llama 3 rotary scaling, odd head counts.
+    # One small model of each family: QK-norm, biases, an untied head, one key/value head.
     "qwen3": PRESETS["afm-nano"],
     "qwen2": ModelConfig(
         model_type="qwen2",
