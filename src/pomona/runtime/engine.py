@@ -30,6 +30,7 @@ from pomona.models.config import ModelConfig
 from pomona.models.model_directory import CONFIG_FILE, read_json_object
 from pomona.models.palettized import fingerprint, read_quantization_config
 from pomona.models.safetensors_file import Checkpoint
+from pomona.runtime.lookup import StepCosts
 from pomona.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Sequence:
     def reused_tokens(self) -> int:
         """How many of its tokens were found in the prefix cache."""
         return self._engine.native.reused_tokens(self.handle)
+
+    @property
+    def closed(self) -> bool:
+        return self._handle < 0
 
     def truncate(self, length: int) -> None:
         """Forgets the tokens from position `length` on.
@@ -181,6 +186,11 @@ class Engine:
     def native_shape(self) -> dict[str, Any]:
         """The sizes as the native core takes them."""
         return _shape(self.config)
+
+    @cached_property
+    def step_costs(self) -> StepCosts:
+        """What steps of this engine take, as far as they were observed; shared by all who make drafts."""
+        return StepCosts()
 
     @cached_property
     def fingerprint(self) -> str:
