@@ -258,16 +258,34 @@ NB_MODULE(_native, m) {
           "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
           "repetition_penalty"_a = 1.0f, "seed"_a = 0);
 
+  nb::class_<LateMask>(m, "LateMask")
+      .def(nb::new_([](std::size_t words) {
+             if (words < 1 || words > 1 << 24) throw std::invalid_argument("words must be 1 .. 2^24");
+             return std::make_shared<LateMask>(words);
+           }),
+           "words"_a)
+      .def("array",
+           [](LateMask& mask) {
+             return Array<std::uint32_t>(mask.words().data(), {mask.size()}, nb::find(&mask));
+           })
+      .def("begin", &LateMask::begin)
+      .def("done", &LateMask::done)
+      .def(
+          "wait", [](LateMask& mask) { mask.wait(); }, nb::call_guard<nb::gil_scoped_release>());
+
   nb::class_<StepInput>(m, "StepInput")
       .def(
           "__init__",
           [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling,
-             std::optional<Input<std::int32_t, 1>> mask, std::vector<std::int32_t> drafts) {
-            new (s) StepInput{sequence, std::move(tokens), sampling, {}, std::move(drafts)};
+             std::optional<Input<std::int32_t, 1>> mask, std::vector<std::int32_t> drafts,
+             std::shared_ptr<LateMask> late_mask) {
+            if (mask && late_mask) throw std::invalid_argument("two token masks for one input");
+            new (s)
+                StepInput{sequence, std::move(tokens), sampling, {}, std::move(drafts), std::move(late_mask)};
             if (mask) s->mask.assign(mask->data(), mask->data() + mask->size());
           },
           "sequence"_a, "tokens"_a, "sampling"_a, "mask"_a.none() = nb::none(),
-          "drafts"_a = std::vector<std::int32_t>{});
+          "drafts"_a = std::vector<std::int32_t>{}, "late_mask"_a.none() = nb::none());
 
   nb::class_<Adapter>(m, "Adapter")
       .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)
