@@ -291,6 +291,10 @@ NB_MODULE(_native, m) {
       .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)
       .def_prop_ro("bytes", &Adapter::bytes);
 
+  // Whoever waits for the engine must let Python go on meanwhile: the step that it waits for may itself wait
+  // for a mask that a Python thread computes.
+  const nb::call_guard<nb::gil_scoped_release> unlocked;
+
   nb::class_<OwningEngine>(m, "Engine")
       .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool>(),
            "shape"_a, "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a,
@@ -298,23 +302,27 @@ NB_MODULE(_native, m) {
       .def(
           "new_sequence",
           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {
+            const nb::gil_scoped_release release;
             return e.engine->new_sequence(std::move(adapter));
           },
           "adapter"_a.none() = nb::none())
       .def(
-          "free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a)
+          "free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a,
+          unlocked)
       .def(
-          "length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a)
+          "length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a, unlocked)
       .def(
           "truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); },
-          "sequence"_a, "length"_a)
+          "sequence"_a, "length"_a, unlocked)
       .def(
-          "reused_tokens", [](OwningEngine& e, int id) { return e.engine->reused_tokens(id); }, "sequence"_a)
+          "reused_tokens", [](OwningEngine& e, int id) { return e.engine->reused_tokens(id); }, "sequence"_a,
+          unlocked)
       .def("step", &OwningEngine::step, "inputs"_a)
       .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
       .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
       .def(
-          "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a)
+          "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a,
+          unlocked)
       .def("moments", &OwningEngine::moments)
       .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
       .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })

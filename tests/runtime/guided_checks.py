@@ -1,4 +1,4 @@
-"""Checks a guided answer as a stranger would: Python's JSON reader, jsonschema, and formats by other means."""
+"""Checks an answer as a stranger would: Python's JSON reader, jsonschema, and formats by other means."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FORMATS = jsonschema.FormatChecker(formats=())
 
 @FORMATS.checks("date", raises=ValueError)
 def _date(value: object) -> bool:
-    return not isinstance(value, str) or bool(datetime.date.fromisoformat(value)) and len(value) == 10
+    return not isinstance(value, str) or (bool(datetime.date.fromisoformat(value)) and len(value) == 10)
 
 
 @FORMATS.checks("time", raises=ValueError)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import random
 from collections.abc import Callable
 from typing import Any
@@ -158,5 +160,11 @@ class Generator:
         return {"$ref": f"#/$defs/{name}"}
 
 
-def generated(count: int, first_seed: int = 0) -> dict[str, Schema]:
-    return {f"generated {seed}": Generator(seed).document() for seed in range(first_seed, first_seed + count)}
+def generated(count: int) -> dict[str, Schema]:
+    """So many schemas, no two alike."""
+    found: dict[str, Schema] = {}
+    for seed in itertools.count():
+        if len(found) == count:
+            break
+        found.setdefault(json.dumps(schema := Generator(seed).document()), schema)
+    return {f"generated {number}": schema for number, schema in enumerate(found.values())}

@@ -1,4 +1,4 @@
-"""Schemas as people write them: forms, records, tool calls, configuration files; and those that Pydantic makes."""
+"""Schemas as people write them: forms, records, tool calls, configuration files; and those of Pydantic."""
 
 from __future__ import annotations
 

@@ -320,8 +320,10 @@ REFERENCES: dict[str, Schema] = {
     "any JSON, spelt out": {
         "$defs": {
             "json": {
-                "anyOf": [NULL, BOOL, NUM, text(8), arr({"$ref": "#/$defs/json"}, 0, 3)]
-                + [{"type": "object", "additionalProperties": {"$ref": "#/$defs/json"}, "maxProperties": 3}]
+                "anyOf": [
+                    *(NULL, BOOL, NUM, text(8), arr({"$ref": "#/$defs/json"}, 0, 3)),
+                    {"type": "object", "additionalProperties": {"$ref": "#/$defs/json"}, "maxProperties": 3},
+                ]
             }
         },
         "$ref": "#/$defs/json",

@@ -11,6 +11,7 @@ inside of brackets. `translate` writes what matches no more than all of them do,
 from __future__ import annotations
 
 import re
+import warnings
 
 from pomona.errors import PomonaError
 
@@ -34,12 +35,17 @@ _LARGER = {
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "0": "\0"}
 _SPECIAL = frozenset(r"\.+*?()|[]{}^$-&~#/")
 _COUNT = re.compile(r"\{[0-9]+(,[0-9]*)?\}")
+LONGEST_EXAMPLE = 200
 _PROPERTY = re.compile(r"[pP]\{[A-Za-z_=]+\}")
 
 
-def translate(pattern: str, where: str) -> str:
-    """The pattern as llguidance reads it. Raises PomonaError that names `where` for what it cannot express."""
-    return _Translator(pattern, where).run()
+def translate(pattern: str, where: str) -> tuple[str, str]:
+    """The pattern as llguidance reads it, and a short text that probably matches.
+
+    Raises PomonaError that names `where` for what cannot be expressed.
+    """
+    translator = _Translator(pattern, where)
+    return translator.run(), translator.example
 
 
 class _Translator:
@@ -47,28 +53,53 @@ class _Translator:
         self._text = pattern
         self._where = where
         self._at = 0
+        # Of every open group the alternatives, of each the examples of its atoms.
+        self._groups: list[list[list[str]]] = [[[]]]
+
+    @property
+    def example(self) -> str:
+        return min(("".join(atoms) for atoms in self._groups[0]), key=len)
 
     def run(self) -> str:
         out: list[str] = []
         while self._at < len(self._text):
-            char = self._take()
+            start, char = self._at, self._take()
             if char == "\\":
                 out.append(self._escape())
+                self._atom(_sample(self._text[start : self._at]))
             elif char == "[":
                 out.append(self._brackets())
+                self._atom(_sample(self._text[start : self._at]))
             elif char == "(":
                 out.append(self._group())
+                self._groups.append([[]])
+            elif char == ")":
+                out.append(char)
+                if len(self._groups) == 1:
+                    raise self._refused("a group is closed that was not opened")
+                self._atom(min(("".join(atoms) for atoms in self._groups.pop()), key=len))
+            elif char == "|":
+                out.append(char)
+                self._groups[-1].append([])
             elif char == ".":
                 out.append(r"[^\n\r\x{2028}\x{2029}]")
+                self._atom("a")
             elif char in "*+?" or (char == "{" and _COUNT.match(self._text, self._at - 1)):
                 out.append(self._repeat(char))
             elif char == "{" and self._text.startswith(",", self._at):
                 raise self._refused("{,n} means different things to different readers; write {0,n}")
-            elif char in "^$|)":
+            elif char in "^$":
                 out.append(char)
+                self._atom("")
             else:
                 out.append(_literal(char))
+                self._atom(char)
+        if len(self._groups) > 1:
+            raise self._refused("a group is not closed")
         return "".join(out)
+
+    def _atom(self, example: str) -> None:
+        self._groups[-1][-1].append(example[:LONGEST_EXAMPLE])
 
     def _take(self) -> str:
         if self._at == len(self._text):
@@ -94,6 +125,9 @@ class _Translator:
             found = _COUNT.match(self._text, self._at - 1)
             assert found is not None
             text, self._at = found.group(), found.end()
+        if atoms := self._groups[-1][-1]:
+            least = int(text.strip("{}").split(",")[0]) if char == "{" else int(char == "+")
+            atoms[-1] = (atoms[-1] * min(least, LONGEST_EXAMPLE))[:LONGEST_EXAMPLE]
         if self._text.startswith("?", self._at):  # a lazy repetition matches the same texts
             self._at += 1
         if self._text.startswith(("+", "*", "?"), self._at):
@@ -124,7 +158,7 @@ class _Translator:
             return _CONTROLS[char]
         if char in "xu":
             digits = self._text[self._at : self._at + (2 if char == "x" else 4)]
-            if re.fullmatch("[0-9A-Fa-f]{%d}" % (2 if char == "x" else 4), digits):
+            if len(digits) == (2 if char == "x" else 4) and re.fullmatch("[0-9A-Fa-f]+", digits):
                 self._at += len(digits)
                 code = int(digits, 16)
                 if not 0xD800 <= code < 0xE000:
@@ -162,6 +196,17 @@ class _Translator:
         if self._peek() in sets and self._peek():
             return sets[self._take()]
         return self._property() or _literal(self._character())
+
+
+def _sample(expression: str) -> str:
+    """A character that an escape or a pair of brackets matches, if Python reads it."""
+    candidates = "a0A -_./:@" + expression.replace("\\", "") + "".join(_CONTROLS.values())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python asks whether [a&&b] is meant to be what it may become
+        try:
+            return next((char for char in candidates if re.fullmatch(expression, char)), "a")
+        except re.error:
+            return "a"
 
 
 def _literal(char: str) -> str:

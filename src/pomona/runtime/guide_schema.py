@@ -1,17 +1,17 @@
 """JSON schemas as llguidance obeys them: everything in a schema is enforced or refused, nothing is skipped.
 
-llguidance refuses many keywords that it does not know how to obey, but not all: it skips misspelt keywords, the
-`format` of numbers and keywords of another draft, rounds large numbers, counts a repeated key twice, and lets
-`x-guidance` switch its checks off. `prepare` refuses what would be obeyed by half, and rewrites the rest into a
-schema whose every answer satisfies the given one:
+llguidance refuses many keywords that it does not know how to obey, but not all: it skips misspelt keywords,
+the `format` of numbers and keywords of another draft, rounds large numbers, counts a repeated key twice, and
+lets `x-guidance` switch its checks off. `prepare` refuses what would be obeyed by half, and rewrites the rest
+into a schema whose every answer satisfies the given one:
 
 - formats and patterns become patterns that every reader understands alike (guide_pattern.py);
-- exclusive bounds of numbers become the next number of nine decimals: 0.99999999999999999999 is less than 1 but
-  read as 1, and llguidance does not exclude every exclusive bound;
+- exclusive bounds of numbers become the next number of nine decimals: 0.99999999999999999999 is less than 1
+  but read as 1, and llguidance does not exclude every exclusive bound;
 - `oneOf` sees through references, as far as its options are references themselves;
 - `closed`: objects that list `properties` get no others unless `additionalProperties` says so, and integers
-  without bounds stay within +-(2^53 - 1), the range that every JSON reader keeps. Small models never come to an
-  end otherwise.
+  without bounds stay within +-(2^53 - 1), the range that every JSON reader keeps. Small models never come to
+  an end otherwise.
 """
 
 from __future__ import annotations
@@ -47,17 +47,10 @@ _COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "m
 _VALUES = ("type", "enum", "const", "required", "pattern", "format", "$ref")
 _ANNOTATIONS = frozenset(
     (
-        "title",
-        "description",
-        "default",
-        "examples",
-        "example",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "$comment",
+        *("title", "description", "default", "examples", "example", "deprecated", "$comment"),
+        *("readOnly", "writeOnly", "discriminator", "externalDocs", "xml"),
+        *("contentMediaType", "contentEncoding", "contentSchema"),
     )
-    + ("contentMediaType", "contentEncoding", "contentSchema", "discriminator", "externalDocs", "xml")
 )
 _ENFORCED = frozenset((*_MAPS, *_LISTS, *_SINGLE, *_NUMBERS, *_COUNTS, *_VALUES))
 _SINCE = {"const": 6, "prefixItems": 2020}
@@ -75,10 +68,13 @@ _FREE_FORMATS = ("password", "binary")  # say nothing about the text
 _WHERE = "json_schema"
 
 
-def prepare(schema: Schema, *, closed: bool) -> Schema:
-    """The schema that llguidance gets. Raises PomonaError that names the place of what cannot be obeyed."""
-    draft = _draft(schema)
-    return _Preparation(draft, closed).root(schema)
+def prepare(schema: Schema, *, closed: bool) -> tuple[Schema, list[str]]:
+    """The schema that llguidance gets, and texts that match its patterns.
+
+    Raises PomonaError that names the place of what cannot be obeyed.
+    """
+    preparation = _Preparation(_draft(schema), closed)
+    return preparation.root(schema), [example for example in preparation.examples if example]
 
 
 def can_close(schema: Schema) -> bool:
@@ -123,6 +119,7 @@ class _Preparation:
     def __init__(self, draft: int, closed: bool) -> None:
         self._draft = draft
         self._closed = closed
+        self.examples: dict[str, None] = {}
         self._count = 0
         self._places: dict[str, Schema | bool] = {}
         self._references: list[tuple[str, str]] = []
@@ -187,7 +184,7 @@ class _Preparation:
             made = {}
             for name, part in value.items():
                 pointer = f"{inside}/{name.replace('~', '~0').replace('/', '~1')}"
-                name = translate(name, _at(pointer)) if key == "patternProperties" else name
+                name = self._pattern(name, pointer) if key == "patternProperties" else name
                 if name in made:
                     raise _refused(place, "two of the patternProperties are the same")
                 made[name] = self._schema(part, pointer, depth + 1)
@@ -222,7 +219,7 @@ class _Preparation:
         if key == "pattern":
             if not isinstance(value, str):
                 raise _refused(place, "pattern must be a text")
-            return translate(value, _at(place))
+            return self._pattern(value, place)
         if key == "$ref":
             if not isinstance(value, str) or not (value == "#" or value.startswith("#/")):
                 raise _refused(
@@ -230,6 +227,11 @@ class _Preparation:
                 )
             self._references.append((place, value))
         return value
+
+    def _pattern(self, pattern: str, place: str) -> str:
+        translated, example = translate(pattern, _at(place))
+        self.examples[example] = None
+        return translated
 
     def _check_properties(self, schema: Schema, place: str) -> None:
         least, named = schema.get("minProperties", 0), schema.get("required", [])
@@ -243,9 +245,13 @@ class _Preparation:
     def _numbers(self, result: Schema, schema: Schema, place: str) -> None:
         if result.get("multipleOf", 1) <= 0:
             raise _refused(place, "multipleOf must be above 0")
+        if (steps := Decimal(repr(result.get("multipleOf", 1))).normalize().as_tuple()) and len(
+            steps.digits
+        ) > 4:
+            raise _refused(place, "multipleOf of more than four digits is too expensive")
         if result.get("format") in _NUMBER_FORMATS:
-            if bounds := _NUMBER_FORMATS[result.pop("format")]:
-                result.setdefault("allOf", []).append(dict(bounds))
+            bounds = _NUMBER_FORMATS[result.pop("format")]
+            result.setdefault("allOf", []).append(dict(bounds))
         types = schema.get("type", "number")
         if "number" in (types if isinstance(types, list) else [types]):
             _include(result, "exclusiveMinimum", "minimum", 1)
@@ -288,9 +294,10 @@ def _include(part: Schema, exclusive: str, inclusive: str, sign: int) -> None:
 
 
 def _close(part: Schema) -> None:
-    if "properties" in part and not {"additionalProperties", "patternProperties"} & part.keys():
-        if set(part.get("required", ())) <= part["properties"].keys():
-            part["additionalProperties"] = False
+    named = part.get("properties")
+    open_to_others = not {"additionalProperties", "patternProperties"} & part.keys()
+    if named is not None and open_to_others and set(part.get("required", ())) <= named.keys():
+        part["additionalProperties"] = False
     if part.get("type") == "integer" and not any(
         key in part for key in (*_NUMBERS, "allOf", "enum", "const")
     ):
@@ -306,9 +313,8 @@ def _check_value(value: Any, place: str) -> None:
             pending += item.values()
         elif isinstance(item, list):
             pending += item
-        elif isinstance(item, int | float) and not isinstance(item, bool):
-            if not math.isfinite(item) or abs(item) > SAFE_INTEGER:
-                raise _refused(place, f"the number {str(item)[:40]} is beyond 2^53, where digits are lost")
+        elif isinstance(item, int | float) and not (math.isfinite(item) and abs(item) <= SAFE_INTEGER):
+            raise _refused(place, f"the number {str(item)[:40]} is beyond 2^53, where digits are lost")
 
 
 def _at(place: str) -> str:

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from pomona.runtime.guide_closing import Closing
 
 MAX_GRAMMAR_BYTES = 1 << 20
-LONGEST_SHORTEST = 4096  # tokens of the shortest answer of a guide, at the most
+LONGEST_SHORTEST = 2048  # tokens of the shortest answer of a guide, at the most
 MARGIN_TOKENS = 64  # an answer's end is planned from twice the shortest ending and this many tokens before
 LOOK_AHEAD_TOKENS = 32  # how often the shortest ending is looked up before that
 
@@ -86,6 +86,16 @@ class Guide:
         return cls("lark", grammar)
 
 
+@dataclass(frozen=True)
+class _Start:
+    """A compiled guide: the state before the first token, tokens that make a complete answer, and texts that
+    its patterns match."""
+
+    matcher: llguidance.LLMatcher
+    plan: list[int] | None
+    examples: list[list[int]]
+
+
 class GuidedTokens:
     """The state of one guided answer: which tokens may come next, and whether it is complete.
 
@@ -97,23 +107,26 @@ class GuidedTokens:
 
     def __init__(
         self,
-        matcher: llguidance.LLMatcher,
+        start: _Start,
         vocabulary: int,
         closing: Closing,
-        plan: Sequence[int],
         submit: Callable[[Callable[[], None]], None],
     ) -> None:
-        self._matcher = matcher
+        self._matcher = start.matcher.deep_copy()
         self._late = _native.LateMask((vocabulary + 31) // 32)
         self._words = self._late.array()
         self._closing = closing
-        self._plan: list[int] | None = list(plan)  # tokens that complete the answer from here
+        self._examples = start.examples
+        self._plan: list[int] | None = (
+            None if start.plan is None else list(start.plan)
+        )  # tokens that complete the answer from here
         self._submit = submit
         self._left: int | None = None  # tokens that may still come; None: no limit
         self._watch = 0  # from how many left every token is checked against the plan
         self._unseen = 0  # tokens since the plan was looked up
         self._search_at = 1 << 60  # with how many tokens left a plan is searched for, after none was found
-        self.shortest = len(plan)  # with room for so many tokens an answer always comes to its end
+        # With room for so many tokens an answer comes to its end; None: no way to an end is known.
+        self.shortest = None if start.plan is None else len(start.plan)
         self.cut = False  # the answer was brought to its end because tokens ran out
 
     @property
@@ -184,8 +197,8 @@ class GuidedTokens:
             self._unseen += 1
 
     def advance(self, token: int) -> list[int]:
-        """Tells which token was sampled. Returns the tokens that the answer goes on with: this one (or the one
-        that leads to an end in time, where there is no room for this one), and those that must follow it."""
+        """Tells which token was sampled. Returns the tokens that the answer goes on with: this one (or the
+        one that leads to an end in time, where there is no room for this one), and those that must follow."""
         self._late.wait()
         self._check()
         token = self._take(token)
@@ -220,7 +233,7 @@ class GuidedTokens:
             self._check()
             if self._unseen >= LOOK_AHEAD_TOKENS:
                 self._unseen = 0
-                plan = self._closing.plan(self._matcher, self._left)
+                plan = self._closing.plan(self._matcher, self._left, self._examples)
                 self._watch = max(self._watch, 2 * len(plan or ()) + MARGIN_TOKENS)
                 self._plan = plan
             return token
@@ -257,7 +270,7 @@ class GuidedTokens:
                 return guess
         if room > self._search_at:
             return None
-        plan = self._closing.plan(matcher, room)
+        plan = self._closing.plan(matcher, room, self._examples)
         self._search_at = room * 3 // 4 if plan is None else 1 << 60
         return plan
 
@@ -288,7 +301,7 @@ class Guides:
         from pomona.runtime.guide_closing import Closing
 
         self._vocabulary = vocabulary
-        self._compiled: dict[Guide, tuple[llguidance.LLMatcher, list[int]]] = {}
+        self._compiled: dict[Guide, _Start] = {}
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer.backend.to_str(), n_vocab=vocabulary, eos_token=list(tokenizer.eos_token_ids)
         )
@@ -304,29 +317,33 @@ class Guides:
                 while len(self._compiled) >= self.KEPT:
                     del self._compiled[next(iter(self._compiled))]
                 self._compiled[guide] = compiled
-            matcher, plan = self._compiled[guide]
-        return GuidedTokens(matcher.deep_copy(), self._vocabulary, self._closing, plan, self._worker.submit)
+            start = self._compiled[guide]
+        return GuidedTokens(start, self._vocabulary, self._closing, self._worker.submit)
 
-    def _compile(self, guide: Guide) -> tuple[llguidance.LLMatcher, list[int]]:
-        """The state before the first token, and tokens that make a complete answer."""
-        matcher = self._json_schema(guide) if guide.kind == "json_schema" else self._matcher(guide)
-        plan = self._closing.plan(matcher, LONGEST_SHORTEST)
-        if plan is None:
+    def _compile(self, guide: Guide) -> _Start:
+        if guide.kind == "json_schema":
+            matcher, texts = self._json_schema(guide)
+        else:
+            matcher, texts = self._matcher(guide), []
+        examples = [self._closing.example(text) for text in texts]
+        plan = self._closing.plan(matcher, LONGEST_SHORTEST, examples)
+        if plan is None and guide.kind == "json_schema":
             raise PomonaError(
                 f"{guide.kind}: cannot be used (no answer of {LONGEST_SHORTEST:,} tokens or less was found)"
             )
-        return matcher, plan
+        return _Start(matcher, plan, examples)
 
-    def _json_schema(self, guide: Guide) -> llguidance.LLMatcher:
+    def _json_schema(self, guide: Guide) -> tuple[llguidance.LLMatcher, list[str]]:
         schema = json.loads(guide.text)
-        prepared = guide_schema.prepare(schema, closed=False)
-        if not guide_schema.can_close(schema):
-            return self._matcher(Guide("json_schema", json.dumps(prepared)))
-        if guide_schema.has_one_of(schema):
-            # That no two of the options hold at once must be true of the schema as it was given.
-            self._matcher(Guide("json_schema", json.dumps(prepared)))
-        closed = guide_schema.prepare(schema, closed=True)
-        return self._matcher(Guide("json_schema", json.dumps(closed)))
+        prepared, examples = guide_schema.prepare(schema, closed=False)
+        closed = guide_schema.can_close(schema)
+        if not closed or guide_schema.has_one_of(schema):
+            # That no two options of oneOf hold at once must be true of the schema as it was given.
+            matcher = self._matcher(Guide("json_schema", json.dumps(prepared)))
+        if closed:
+            prepared, examples = guide_schema.prepare(schema, closed=True)
+            matcher = self._matcher(Guide("json_schema", json.dumps(prepared)))
+        return matcher, examples
 
     def _matcher(self, guide: Guide) -> llguidance.LLMatcher:
         from llguidance import LLMatcher
