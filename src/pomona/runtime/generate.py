@@ -106,12 +106,7 @@ class _Steps:
         if self._lookup is None:
             return self._plain(token)
         started = time.perf_counter()
-        drafts = self._lookup.propose(left - 1)
-        # A stop token and what ends a guide may come last, which no draft does: so neither is ever appended.
-        for index, draft in enumerate(drafts):
-            if draft in self._stop_ids:
-                drafts = drafts[:index]
-                break
+        drafts = self._lookup.propose(left - 1, stop_ids=self._stop_ids)
         if drafts:
             mask = None
             if self._guide is not None:
