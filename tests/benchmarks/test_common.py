@@ -223,7 +223,7 @@ class TestRunAll:
         assert "decode" in expected
         assert {benchmark.module for benchmark in run_all.benchmarks()} == expected
 
-    @pytest.mark.parametrize("module", ["decode", "run_all"])
+    @pytest.mark.parametrize("module", ["decode", "speculation", "run_all"])
     def test_every_program_explains_itself(self, module: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{module}", "--help"], cwd=ROOT, capture_output=True, text=True

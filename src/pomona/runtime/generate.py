@@ -110,7 +110,9 @@ class _Steps:
 
     def next(self, left: int) -> list[int]:
         """The next tokens of the answer, at least one and at most `left`."""
-        drafts = self._drafts(left)
+        drafts: list[int] = []
+        if self._lookup is not None and self._started:
+            drafts = self._lookup.propose(left - 1, stop_ids=self._stop_ids)
         mask: Mask | None = None
         if self._guide is not None:
             if drafts:
@@ -136,14 +138,3 @@ class _Steps:
                 self._lookup.extend(forced)
         self._tokens = [new[-1], *forced]
         return [*new, *forced]
-
-    def _drafts(self, left: int) -> list[int]:
-        """Guesses at what follows. A stop token and what ends a guide may come last, which no draft does: so
-        neither is ever appended."""
-        if self._lookup is None or not self._started:
-            return []
-        drafts = self._lookup.propose(left - 1)
-        for index, draft in enumerate(drafts):
-            if draft in self._stop_ids:
-                return drafts[:index]
-        return drafts

@@ -3,6 +3,7 @@
     lookup = Lookup(prompt_ids, engine.step_costs)
     drafts = lookup.propose(limit=remaining - 1)
     tokens = engine.step_with_drafts([StepInput(sequence, [last], sampling, drafts=drafts)])[0]
+    engine.step_costs.observe(1 + len(drafts), seconds)
     lookup.extend(tokens)
 
 A text that is proofread or summarised comes back in long pieces. Where the last tokens stood before, what
@@ -18,6 +19,9 @@ this is not; everything here is our own choice.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
+from collections.abc import Collection
 from collections.abc import Sequence as Seq
 
 MAX_DRAFTS = 15  # of one sequence in one step
@@ -29,7 +33,7 @@ RETRY = 48  # guesses that were likely right but too dear, after which one is tr
 
 # How often a guess is right that follows a match of so many tokens (0 .. LONGEST): what is assumed at first,
 # as if it had been seen in `PRIOR_TRIALS` tries.
-PRIOR = (0.0, 0.35, 0.25, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8)
+PRIOR = (0.0, 0.4, 0.3, 0.45, 0.55, 0.65, 0.75, 0.8, 0.85)
 PRIOR_TRIALS = 2.0
 MEMORY = 0.96  # weight of a try when the next one is counted
 
@@ -37,59 +41,63 @@ MEMORY = 0.96  # weight of a try when the next one is counted
 class StepCosts:
     """What a step of so many rows (tokens and drafts of all inputs) takes, learned from an engine's steps.
 
-    The time is a level, which follows the machine and the length of the texts, times a shape over the rows.
-    Sizes that were not seen yet lie between their neighbours; beyond them a row is assumed to be cheap, so
-    that it is tried.
+    Of a size that was seen three times the median of the last times counts, for a step is held up now and
+    then; of others what makes them look best: the lowest time, a place between the neighbours, or, before the
+    first time, the smaller neighbour and little for each further row. So every size that could pay is tried
+    before it is judged. No size takes longer than a larger one. Several threads may share one.
     """
 
-    _ROWS = 64  # sizes that are told apart; beyond, in steps of 16
-    _PRIOR_ROW = 0.12  # of one row's time, for a further row
+    _SINGLE, _STEP = 32, 16  # sizes up to here are told apart; beyond, multiples of 16
+    _ENOUGH, _KEPT = 3, 9  # times of one size
+    _SAME = 0.02  # a change that is none
+    _FURTHER_ROW = 0.12  # of one row's time
 
     def __init__(self) -> None:
-        self._level = 0.0
-        self._shape: dict[int, float] = {}
-        self._count: dict[int, int] = {}
+        self._lock = threading.Lock()
+        self._times: dict[int, deque[float]] = {}
+        self._figures: dict[int, float] = {}  # size -> median, or the lowest of less than _ENOUGH
+        self._estimates: dict[int, float | None] = {}
 
     def observe(self, rows: int, seconds: float) -> None:
         """Tells of a step that took `seconds`."""
-        if rows < 1 or seconds <= 0.0:
-            return
-        size = self._size(rows)
-        if not self._shape:
-            self._level = seconds
-        shape = self._estimate(size) if self._shape else 1.0
-        count = self._count.get(size, 0)
-        # A step that was held up counts as twice what was expected, the first ones of a size as they are.
-        surprise = min(max(seconds / (self._level * shape), 0.25), 2.0 if count else 16.0)
-        # The assumption counts as one step. The level follows sizes that are known.
-        self._shape[size] = shape * surprise ** max(1.0 / (count + 2), 0.05)
-        self._level *= surprise ** (0.15 * count / (count + 4))
-        self._count[size] = count + 1
+        size = rows if rows <= self._SINGLE else (rows + self._STEP // 2) // self._STEP * self._STEP
+        with self._lock:
+            times = self._times.setdefault(size, deque(maxlen=self._KEPT))
+            times.append(seconds)
+            count = len(times)
+            figure = sorted(times)[(count - 1) // 2] if count >= self._ENOUGH else min(times)
+            if count <= self._ENOUGH or abs(figure - self._figures[size]) >= self._SAME * figure:
+                self._figures[size] = figure
+                self._estimates.clear()
 
     def seconds(self, rows: int) -> float | None:
-        """The time that a step of `rows` should take; None before any step of at most so many was seen."""
-        size = self._size(rows)
-        if size in self._shape:
-            return self._level * self._shape[size]
-        if not self._shape or size < min(self._shape):
+        """The time that a step of `rows` should take; None before steps of at most so many were seen."""
+        with self._lock:
+            if rows not in self._estimates:
+                self._estimates[rows] = self._estimate(rows)
+            return self._estimates[rows]
+
+    def _estimate(self, size: int) -> float | None:
+        if size > self._SINGLE and (over := size % self._STEP):
+            low, high = self._estimate(size - over), self._estimate(size - over + self._STEP)
+            return None if low is None or high is None else low + (high - low) * over / self._STEP
+        judged = [known for known, times in self._times.items() if len(times) >= self._ENOUGH]
+        below = max((known for known in judged if known <= size), default=None)
+        if below is None:
             return None
-        return self._level * self._estimate(size)
-
-    def _size(self, rows: int) -> int:
-        return rows if rows <= self._ROWS else (rows + 15) // 16 * 16
-
-    def _estimate(self, size: int) -> float:
-        if size in self._shape:
-            return self._shape[size]
-        below = max((known for known in self._shape if known < size), default=None)
-        above = min((known for known in self._shape if known > size), default=None)
-        if below is not None and above is not None:
-            part = (size - below) / (above - below)
-            return self._shape[below] * (1 - part) + self._shape[above] * part
-        nearest = below if below is not None else above
-        assert nearest is not None
-        row = self._PRIOR_ROW / (1 + self._PRIOR_ROW * (nearest - 1)) * self._shape[nearest]
-        return max(self._shape[nearest] + row * (size - nearest), row)
+        seconds = self._figures[below]
+        if below < size:
+            if size not in self._times:
+                seconds *= (1 + self._FURTHER_ROW * size) / (1 + self._FURTHER_ROW * below)
+            else:
+                above = min((known for known in judged if known > size), default=None)
+                if above is not None:
+                    seconds += (self._figures[above] - seconds) * (size - below) / (above - below)
+                    seconds = min(seconds, self._figures[size])
+                else:
+                    seconds = self._figures[size]
+        larger = (self._figures[known] for known in judged if known > size)
+        return min(seconds, min(larger, default=seconds))
 
 
 class Lookup:
@@ -116,17 +124,21 @@ class Lookup:
         self._too_dear = 0
         self._append(prompt_ids)
 
-    def propose(self, limit: int = MAX_DRAFTS, rows: int = 1) -> list[int]:
+    def propose(self, limit: int = MAX_DRAFTS, rows: int = 1, stop_ids: Collection[int] = ()) -> list[int]:
         """Tokens that probably come next, at most `limit`; none where that does not pay.
 
-        rows: of the step without them, those of other sequences and their drafts included. A draft is always
-        what follows an earlier occurrence of the last token, as a rule of the last two or more.
+        rows: of the step without them, those of other sequences and their drafts included. stop_ids: what
+        ends the answer is not drafted, so it never gets into the sequence. A draft is always what follows an
+        earlier occurrence of the last token, as a rule of the last two or more.
         """
         self._guess()
-        self._drafts = 0
+        drafts: list[int] = []
         if self._matched > 0 and limit > 0:
-            self._drafts = self._length(min(limit, MAX_DRAFTS), rows)
-        return self._copied(self._drafts)
+            drafts = self._copied(self._length(min(limit, MAX_DRAFTS), rows))
+            end = next((index for index, token in enumerate(drafts) if token in stop_ids), len(drafts))
+            drafts = drafts[:end]
+        self._drafts = len(drafts)
+        return drafts
 
     def extend(self, tokens: Seq[int], drafted: int | None = None) -> None:
         """Tells which tokens came, those of one step: the right drafts and one more. drafted: how many of
