@@ -6,14 +6,16 @@
 `Peer` is the near end: it starts `serve`, loads one GGUF file, and asks for one timed run at a time, so that
 the peer rests while others are measured. The far end speaks to llama.cpp's C interface through
 llama-cpp-python and measures as llama-bench does: the prompt in batches of 2,048 (512 at a time), one token
-per decode call, tokens out of a fixed series, no sampling. This file must import nothing of pomona: its far
-end has none.
+per decode call, tokens out of a fixed series, no sampling. Several sequences are measured as by
+llama-batched-bench: one token of each per call, logits of all, and the tokens of all count. This file must
+import nothing of pomona: its far end has none.
 
 (The module is not called llama_cpp, which is the name of the package that the far end imports.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -21,7 +23,8 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -40,7 +43,44 @@ QUANTISATIONS = {
 BATCH_TOKENS, MICRO_BATCH_TOKENS = 2048, 512
 ROOM_TOKENS = 1024  # of a context beyond the tokens that it is filled with beforehand
 
+ROOM_EACH = 256  # the same, for each of several sequences
+APART = 4096  # sequence n starts with token n * APART of the series
+
 Kind = Literal["decode", "prefill"]
+Row = tuple[int, int, int]  # token, position, sequence
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Writing (one by one) or reading (at once) `tokens` tokens after `depth` others, in each of `sequences`
+    sequences together."""
+
+    name: str
+    kind: Kind
+    depth: int
+    tokens: int
+    sequences: int = 1
+
+    @property
+    def total(self) -> int:
+        """The tokens that count."""
+        return self.tokens * self.sequences
+
+    @property
+    def steps(self) -> int:
+        """How often all weights are needed."""
+        return self.tokens if self.kind == "decode" else 1
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How llama.cpp computes attention: flash or not; one cache for all sequences or one for each."""
+
+    flash: bool
+    unified: bool = False
+
+    def __str__(self) -> str:
+        return f"{'flash' if self.flash else 'plain'}{' and one cache' if self.unified else ''}"
 
 
 def series(count: int, vocabulary: int, start: int = 0) -> list[int]:
@@ -59,7 +99,7 @@ class Peer:
         if not python.is_file() or not model.is_file():
             missing = model if python.is_file() else python
             raise BenchmarkError(f"{missing}: llama.cpp is not set up; run `make bench-setup`")
-        self._flash: dict[tuple[Kind, int], bool] = {}
+        self._settings: dict[tuple[Kind, int, int], Setting] = {}
         self._process = subprocess.Popen(
             [str(python), "-m", "benchmarks.peer", "serve"],
             cwd=ROOT,
@@ -73,27 +113,34 @@ class Peer:
             self.close()
             raise
 
-    def seconds(self, kind: Kind, depth: int, tokens: int) -> float:
-        """Seconds for reading `tokens` tokens in one go, or writing them one by one, after `depth` others."""
-        flash = self._flash.get((kind, depth), True)
-        return self._timed(kind, depth, tokens, flash)
+    def seconds(self, measure: Measure) -> float:
+        """Seconds of one run, in the setting that `choose` found (flash attention before that)."""
+        setting = self._settings.get((measure.kind, measure.depth, measure.sequences), Setting(True))
+        return self._timed(measure, measure.tokens, setting)
 
-    def choose_attention(self, kind: Kind, depth: int, tokens: int, *, repeats: int = 2) -> bool:
-        """Tries llama.cpp with and without flash attention (which also warms it), keeps the faster one for
-        this kind of run, and says whether that is flash attention."""
-        best: dict[bool, float] = {}
-        for flash in (True, False):
-            self._timed(kind, depth, min(tokens, 32), flash)
+    def choose(self, measure: Measure, *, repeats: int = 2) -> Setting:
+        """Tries llama.cpp's kinds of attention, which warms it too, and keeps the fastest for the measure."""
+        caches = (False, True) if measure.sequences > 1 else (False,)
+        settings = [Setting(flash, unified) for unified in caches for flash in (True, False)]
+        for setting in settings:
+            self._timed(measure, min(measure.tokens, 32), setting)
+        best: dict[Setting, float] = {}
         for _ in range(repeats):
-            for flash in (True, False):
-                seconds = self._timed(kind, depth, tokens, flash)
-                best[flash] = min(seconds, best.get(flash, seconds))
-        self._flash[kind, depth] = best[True] <= best[False]
-        self._ask({"do": "keep", "attention": [[flash, at] for (_, at), flash in self._flash.items()]})
-        return self._flash[kind, depth]
+            for setting in settings:
+                seconds = self._timed(measure, measure.tokens, setting)
+                best[setting] = min(seconds, best.get(setting, seconds))
+        chosen = min(settings, key=lambda setting: best[setting])
+        self._settings[measure.kind, measure.depth, measure.sequences] = chosen
+        kept = [
+            {**asdict(setting), "depth": depth, "sequences": sequences}
+            for (_, depth, sequences), setting in self._settings.items()
+        ]
+        self._ask({"do": "keep", "contexts": kept})
+        return chosen
 
-    def _timed(self, kind: Kind, depth: int, tokens: int, flash: bool) -> float:
-        request = {"do": "time", "kind": kind, "depth": depth, "tokens": tokens, "flash": flash}
+    def _timed(self, measure: Measure, tokens: int, setting: Setting) -> float:
+        context = {**asdict(setting), "depth": measure.depth, "sequences": measure.sequences}
+        request = {"do": "time", "kind": measure.kind, "tokens": tokens, "context": context}
         return float(self._ask(request)["seconds"])
 
     def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +162,8 @@ class Peer:
 
     def close(self) -> None:
         if self._process.stdin is not None:
-            self._process.stdin.close()  # the end of its input ends it
+            with contextlib.suppress(BrokenPipeError):  # it is dead, and a request is still on its way
+                self._process.stdin.close()  # the end of its input ends it
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
@@ -136,54 +184,86 @@ class Peer:
 # --- the far end -----------------------------------------------------------------------------------------
 
 
-class _Context:
-    """A llama.cpp context whose first `depth` tokens are filled in once and then kept."""
+@dataclass(frozen=True)
+class _Key:
+    """What one context is made for."""
 
-    def __init__(self, api: Any, model: Any, threads: int, flash: bool, depth: int) -> None:
-        self.api, self.depth = api, depth
+    flash: bool
+    unified: bool
+    depth: int
+    sequences: int
+
+
+class _Context:
+    """A llama.cpp context whose sequences get their first `depth` tokens once, and keep them."""
+
+    def __init__(self, api: Any, model: Any, threads: int, key: _Key) -> None:
+        self.api, self.key = api, key
         self.vocabulary = api.llama_vocab_n_tokens(api.llama_model_get_vocab(model))
         params = api.llama_context_default_params()
-        params.n_ctx = depth + ROOM_TOKENS
+        room = ROOM_TOKENS if key.sequences == 1 else ROOM_EACH
+        params.n_ctx = key.sequences * (key.depth + room)
+        params.n_seq_max = key.sequences
         params.n_batch, params.n_ubatch = BATCH_TOKENS, MICRO_BATCH_TOKENS
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = int(flash)  # 0 disabled, 1 enabled
+        params.flash_attn_type = int(key.flash)  # 0 disabled, 1 enabled
+        params.kv_unified = key.unified
         params.no_perf = True
         self.handle = api.llama_init_from_model(model, params)
         if not self.handle:
-            raise RuntimeError(f"no context of {params.n_ctx} tokens (flash attention: {flash})")
+            raise RuntimeError(f"no context of {params.n_ctx} tokens (flash attention: {key.flash})")
         self.memory = api.llama_get_memory(self.handle)
         self.batch = api.llama_batch_init(BATCH_TOKENS, 0, 1)
-        ids = series(depth, self.vocabulary)
-        for start in range(0, depth, BATCH_TOKENS):
-            self.decode(ids[start : start + BATCH_TOKENS], start)
+        for sequence in range(key.sequences):
+            self.read(self.ids(0, key.depth, sequence), 0, sequence)
 
-    def decode(self, ids: Sequence[int], position: int) -> None:
-        """One call of llama.cpp; logits are asked for the last token alone, as llama-bench does."""
-        batch = self.batch
-        batch.n_tokens = len(ids)
-        for index, token in enumerate(ids):
-            batch.token[index] = token
-            batch.pos[index] = position + index
-            batch.n_seq_id[index] = 1
-            batch.seq_id[index][0] = 0
-            batch.logits[index] = index == len(ids) - 1
+    def ids(self, start: int, count: int, sequence: int) -> list[int]:
+        return series(count, self.vocabulary, start + sequence * APART)
+
+    def read(self, ids: Sequence[int], position: int, sequence: int) -> None:
+        """A prompt; logits are asked for the last token alone, as llama-bench does."""
+        for start in range(0, len(ids), BATCH_TOKENS):
+            part = ids[start : start + BATCH_TOKENS]
+            first = position + start
+            self.decode(
+                ((token, first + index, sequence) for index, token in enumerate(part)), every_logit=False
+            )
+
+    def decode(self, rows: Iterable[Row], *, every_logit: bool) -> None:
+        """One call of llama.cpp."""
+        batch, count = self.batch, 0
+        for token, position, sequence in rows:
+            batch.token[count] = token
+            batch.pos[count] = position
+            batch.n_seq_id[count] = 1
+            batch.seq_id[count][0] = sequence
+            batch.logits[count] = every_logit
+            count += 1
+        batch.n_tokens = count
+        batch.logits[count - 1] = True
         code = self.api.llama_decode(self.handle, batch)
         if code != 0:
             raise RuntimeError(f"llama_decode gave {code}")
         self.api.llama_synchronize(self.handle)
 
     def seconds(self, kind: Kind, tokens: int) -> float:
-        if self.depth:
-            self.api.llama_memory_seq_rm(self.memory, 0, self.depth, -1)
+        depth, sequences = self.key.depth, range(self.key.sequences)
+        if depth:
+            for sequence in sequences:
+                self.api.llama_memory_seq_rm(self.memory, sequence, depth, -1)
         else:
             self.api.llama_memory_clear(self.memory, False)
-        ids = series(tokens, self.vocabulary, start=self.depth)
+        ids = [self.ids(depth, tokens, sequence) for sequence in sequences]
         started = time.perf_counter()
         if kind == "prefill":
-            self.decode(ids, self.depth)
+            for sequence in sequences:
+                self.read(ids[sequence], depth, sequence)
         else:
-            for index, token in enumerate(ids):
-                self.decode((token,), self.depth + index)
+            for index in range(tokens):
+                self.decode(
+                    [(ids[sequence][index], depth + index, sequence) for sequence in sequences],
+                    every_logit=True,
+                )
         return time.perf_counter() - started
 
     def free(self) -> None:
@@ -196,7 +276,7 @@ class _Server:
 
     def __init__(self, api: Any) -> None:
         self.api = api
-        self.contexts: dict[tuple[bool, int], _Context] = {}
+        self.contexts: dict[_Key, _Context] = {}
         self.model: Any = None
         self.threads = 0
 
@@ -216,14 +296,15 @@ class _Server:
             "bits_per_weight": 8 * weights / api.llama_model_n_params(self.model),
         }
 
-    def time(self, kind: Kind, depth: int, tokens: int, flash: bool) -> dict[str, Any]:
-        if (flash, depth) not in self.contexts:
-            self.contexts[flash, depth] = _Context(self.api, self.model, self.threads, flash, depth)
-        return {"seconds": self.contexts[flash, depth].seconds(kind, tokens)}
+    def time(self, kind: Kind, tokens: int, context: dict[str, Any]) -> dict[str, Any]:
+        key = _Key(**context)
+        if key not in self.contexts:
+            self.contexts[key] = _Context(self.api, self.model, self.threads, key)
+        return {"seconds": self.contexts[key].seconds(kind, tokens)}
 
-    def keep(self, attention: list[list[Any]]) -> dict[str, Any]:
-        """Frees the contexts that are not in the list of (flash attention?, depth)."""
-        for key in set(self.contexts) - {(flash, depth) for flash, depth in attention}:
+    def keep(self, contexts: list[dict[str, Any]]) -> dict[str, Any]:
+        """Frees all others."""
+        for key in set(self.contexts) - {_Key(**context) for context in contexts}:
             self.contexts.pop(key).free()
         return {}
 
@@ -244,8 +325,8 @@ def serve() -> None:
         replies.flush()
 
 
-def quantise(target: Path, source: Path | None = None) -> None:
-    """Writes the files of QUANTISATIONS into `target` with llama.cpp's own quantiser.
+def quantise(target: Path, source: Path | None = None, names: Sequence[str] = ()) -> None:
+    """Writes the files of QUANTISATIONS (or those of `names`) into `target` with llama.cpp's own quantiser.
 
     The source is de-quantised on the way, and the finished file takes its name only when it is whole. Tensors
     that are of the wanted type already are copied (in Q4_K_M: the Q8_0 embedding).
@@ -253,7 +334,10 @@ def quantise(target: Path, source: Path | None = None) -> None:
     source = source or _packaged_source()
     api = _quiet_api()
     target.mkdir(parents=True, exist_ok=True)
-    for name, (file_type, pure) in QUANTISATIONS.items():
+    for name in names or QUANTISATIONS:
+        if name not in QUANTISATIONS:
+            raise BenchmarkError(f"{name}: not among {', '.join(QUANTISATIONS)}")
+        file_type, pure = QUANTISATIONS[name]
         params = api.llama_model_quantize_default_params()
         params.ftype, params.pure = getattr(api, file_type), pure
         params.allow_requantize = True
@@ -289,10 +373,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments == ["serve"]:
             serve()
-        elif len(arguments) in (2, 3) and arguments[0] == "quantize":
-            quantise(*map(Path, arguments[1:]))
+        elif len(arguments) >= 2 and arguments[0] == "quantize":
+            source = Path(arguments[2]) if len(arguments) > 2 else None
+            quantise(Path(arguments[1]), source, arguments[3:])
         else:
-            raise BenchmarkError("usage: python -m benchmarks.peer serve | quantize FOLDER [SOURCE.gguf]")
+            raise BenchmarkError(
+                "usage: python -m benchmarks.peer serve | quantize FOLDER [SOURCE.gguf [FILE ...]]"
+            )
     except BenchmarkError as error:
         print(f"benchmarks.peer: error: {error}", file=sys.stderr)
         return 2

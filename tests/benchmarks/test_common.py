@@ -30,7 +30,7 @@ from benchmarks.common import (
     ratios,
     text_table,
 )
-from benchmarks.peer import ROOT, Peer, series
+from benchmarks.peer import ROOT, Measure, Peer, Setting, series
 
 ROWS: list[Row] = [
     {"measure": "decode", "speed": 481.26, "x": "3.10 (2.95-3.32)"},
@@ -188,23 +188,35 @@ class TestPeer:
         with pytest.raises(BenchmarkError, match="ended"):
             Peer(tmp_path / "python", tmp_path / "model.gguf", threads=1)
 
-    def test_the_faster_attention_is_kept(self, tmp_path: Path) -> None:
-        # A stand-in for the far end: flash attention is slower for decoding, faster for prefill.
+    def test_the_fastest_attention_is_kept_for_each_measure(self, tmp_path: Path) -> None:
+        # A stand-in for the far end: flash attention is slower for decoding, faster for prefill, and several
+        # sequences are faster in one cache.
         (tmp_path / "python").write_text(
             f"#!{sys.executable}\n"
             "import json, sys\n"
             "for line in sys.stdin:\n"
             "    r = json.loads(line)\n"
-            "    slow = r.get('flash') == (r.get('kind') == 'decode')\n"
-            "    print(json.dumps({'seconds': 2.0 if slow else 1.0}), flush=True)\n"
+            "    c = r.get('context', {})\n"
+            "    slow = c.get('flash') == (r.get('kind') == 'decode')\n"
+            "    apart = c.get('sequences') == 8 and not c['unified']\n"
+            "    print(json.dumps({'seconds': 1.0 + slow + 2.0 * apart}), flush=True)\n"
         )
         (tmp_path / "python").chmod(0o755)
         (tmp_path / "model.gguf").touch()
+        decode, prefill = Measure("d", "decode", 0, 128), Measure("p", "prefill", 0, 512)
+        together = Measure("t", "decode", 0, 64, sequences=8)
         with Peer(tmp_path / "python", tmp_path / "model.gguf", threads=1) as peer:
-            assert peer.choose_attention("decode", 0, 128) is False
-            assert peer.choose_attention("prefill", 0, 512) is True
-            assert peer.seconds("decode", 0, 128) == 1.0
-            assert peer.seconds("prefill", 0, 512) == 1.0
+            assert peer.seconds(decode) == 2.0  # before it is asked to choose: flash attention
+            assert peer.choose(decode) == Setting(flash=False)
+            assert peer.choose(prefill) == Setting(flash=True)
+            assert peer.choose(together) == Setting(flash=False, unified=True)
+            assert [peer.seconds(measure) for measure in (decode, prefill, together)] == [1.0, 1.0, 1.0]
+
+    def test_all_tokens_of_all_sequences_count(self) -> None:
+        together = Measure("t", "decode", 32, 64, sequences=8)
+        assert (together.total, together.steps) == (512, 64)
+        prefill = Measure("p", "prefill", 0, 512)
+        assert (prefill.total, prefill.steps) == (512, 1)
 
     def test_everyone_gets_the_same_tokens_of_the_vocabulary(self) -> None:
         ids = series(1000, vocabulary=49152)
@@ -216,20 +228,25 @@ class TestPeer:
 
 class TestRunAll:
     def test_every_benchmark_is_run(self) -> None:
-        not_benchmarks = {"__init__", "common", "peer", "run_all"}
-        files = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
-        # Programs that record a fixture of the tests measure nothing.
-        expected = {name for name in files - not_benchmarks if not name.startswith("record_")}
+        # A benchmark ends with `emit`; the other files are parts of one, or write what it needs.
+        files = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
+        expected = {name for name, text in files.items() if name != "common" and "emit(" in text}
         assert "decode" in expected
         assert {benchmark.module for benchmark in run_all.benchmarks()} == expected
 
-    @pytest.mark.parametrize("module", ["decode", "speculation", "run_all"])
-    def test_every_program_explains_itself(self, module: str) -> None:
+    @pytest.mark.parametrize(
+        ("module", "option"),
+        [
+            *(("decode", "--quick"), ("guided", "--quick"), ("run_all", "--quick")),
+            *(("speculation", "--quick"), ("random_model", "--folder")),
+        ],
+    )
+    def test_every_program_explains_itself(self, module: str, option: str) -> None:
         done = subprocess.run(
             [sys.executable, "-m", f"benchmarks.{module}", "--help"], cwd=ROOT, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
-        assert "--quick" in done.stdout
+        assert option in done.stdout
 
     def test_a_failed_benchmark_is_written_down_and_the_others_stay(self) -> None:
         found: list[tuple[run_all.Benchmark, dict[str, Any] | None]] = [

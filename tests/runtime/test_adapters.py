@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
-from pomona.runtime.adapters import AdapterCache, LoadedAdapter, load_adapter
+from pomona.runtime.adapters import AdapterCache, AdapterMemoryFullError, LoadedAdapter, load_adapter
 from pomona.runtime.engine import Engine, StepInput
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -211,6 +213,88 @@ def test_unknown_and_double_names_are_refused(engine: Engine, tmp_path: Path) ->
         cache.register("task", tmp_path)
     with pytest.raises(PomonaError, match="there: task"):
         cache.acquire("other")
+
+
+def test_one_that_left_the_cache_and_is_still_in_use_is_not_read_again(
+    engine: Engine, tmp_path: Path
+) -> None:
+    paths = [write_adapter(tmp_path / str(i), engine.config, seed=i, rank=4) for i in range(2)]
+    cache = AdapterCache(engine, budget_bytes=load_adapter(engine, paths[0]).bytes)
+    for name, path in zip("ab", paths, strict=True):
+        cache.register(name, path)
+    with engine.new_sequence(cache.acquire("a")) as sequence:
+        cache.acquire("b")
+        assert cache.in_memory("a") is sequence.adapter
+        assert cache.acquire("a") is sequence.adapter
+        cache.unload("a")
+        assert cache.acquire("a") is sequence.adapter
+    cache.unload("a")
+    gc.collect()
+    assert cache.in_memory("a") is None and cache.alive_bytes == 0
+    assert [status.loads for status in cache.status()] == [1, 1]
+
+
+def test_the_budget_can_be_a_limit_for_what_is_in_use(engine: Engine, tmp_path: Path) -> None:
+    paths = [write_adapter(tmp_path / str(i), engine.config, seed=i, rank=4) for i in range(2)]
+    size = load_adapter(engine, paths[0]).bytes
+    cache = AdapterCache(engine, budget_bytes=size)
+    for name, path in zip("ab", paths, strict=True):
+        cache.register(name, path)
+    with engine.new_sequence(cache.acquire("a", within_budget=True)):
+        with pytest.raises(AdapterMemoryFullError, match="adapters in use leave no room"):
+            cache.acquire("b", within_budget=True)
+        assert cache.alive_bytes == size
+        cache.acquire("b")
+    gc.collect()
+    assert cache.acquire("b", within_budget=True).name == "b"
+    assert cache.alive_bytes == size
+
+
+def test_an_adapter_is_read_once_when_many_threads_ask_for_it(engine: Engine, tmp_path: Path) -> None:
+    cache = AdapterCache(engine)
+    cache.register("task", write_adapter(tmp_path / "task", engine.config))
+    with ThreadPoolExecutor(8) as pool:
+        loaded = list(pool.map(lambda _: cache.acquire("task"), range(32)))
+    assert len(set(map(id, loaded))) == 1
+    (status,) = cache.status()
+    assert (status.loads, status.hits) == (1, 32)
+
+
+def test_reading_one_adapter_keeps_nobody_from_those_in_memory(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = AdapterCache(engine)
+    for seed, name in enumerate(("ready", "slow", "next")):
+        cache.register(name, write_adapter(tmp_path / name, engine.config, seed=seed))
+    ready = cache.acquire("ready")
+    reading, go_on = threading.Event(), threading.Event()
+
+    def slow(*arguments: Any, **options: Any) -> LoadedAdapter:
+        reading.set()
+        assert go_on.wait(60)
+        return load_adapter(*arguments, **options)
+
+    monkeypatch.setattr("pomona.runtime.adapters.load_adapter", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(cache.acquire, "slow")
+        assert reading.wait(60)
+        replaced = pool.submit(cache.replace, "ready", tmp_path / "next")
+        assert cache.acquire("ready") is ready and cache.in_memory("slow") is None
+        go_on.set()
+        assert first.result(60).name == "slow"
+        assert replaced.result(60) == 2 and cache.acquire("ready").version == 2
+
+
+def test_a_check_reads_the_files_and_loads_nothing(engine: Engine, tmp_path: Path) -> None:
+    cache = AdapterCache(engine)
+    cache.register("good", write_adapter(tmp_path / "good", engine.config))
+    cache.register("wrong", write_adapter(tmp_path / "wrong", engine.config, base="0123abcd"))
+    cache.check("good")
+    assert cache.alive_bytes == 0
+    with pytest.raises(PomonaError, match="was made for base 0123abcd"):
+        cache.check("wrong")
+    with pytest.raises(PomonaError, match="is not known"):
+        cache.check("other")
 
 
 def without(name: str) -> Callable[[dict[str, Any]], None]:
