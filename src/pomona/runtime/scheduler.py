@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
-
 from pomona.errors import PomonaError
 from pomona.runtime.adapters import AdapterCache
 from pomona.runtime.batching import PAGE_TOKENS, Batcher, Run
