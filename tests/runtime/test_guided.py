@@ -17,7 +17,7 @@ from pomona._native import LateMask
 from pomona.errors import PomonaError
 from pomona.runtime.engine import StepInput
 from pomona.runtime.generate import generate
-from pomona.runtime.guided import Guide, GuidedTokens
+from pomona.runtime.guided import Guide, GuidedTokens, Guides
 from pomona.runtime.model import Model
 from pomona.runtime.sampling import Sampling
 
@@ -245,6 +245,15 @@ def late_mask(model: Model, allowed: list[int]) -> LateMask:
     return mask
 
 
+def test_masks_beside_the_step_change_nothing(model: Model) -> None:
+    guide = Guide.json_schema({"type": "array", "items": PERSON, "minItems": 2, "maxItems": 2})
+    answers = []
+    for overlap in (True, False):
+        guides = Guides(model.tokenizer, model.engine.config.vocab_size, overlap=overlap)
+        answers.append(tokens_of(model, guides.start(guide), temperature=1.0, seed=5))
+    assert answers[0] == answers[1]
+
+
 def test_a_step_waits_for_its_mask(model: Model) -> None:
     mask = late_mask(model, [77])
     mask.begin()
@@ -281,13 +290,15 @@ def test_a_late_mask_of_another_size_is_refused(model: Model) -> None:
         LateMask(0)
 
 
-def test_answers_of_many_threads_keep_apart(model: Model) -> None:
-    """The masks of all come from one thread; each goes into its own step."""
+@pytest.mark.parametrize("overlap", [True, False])
+def test_answers_of_many_threads_keep_apart(model: Model, overlap: bool) -> None:
+    """With `overlap` the masks of all come from one thread; each goes into its own step."""
+    guides = Guides(model.tokenizer, model.engine.config.vocab_size, overlap=overlap)
     options = [f"{letter * 9}-{index}" for index, letter in enumerate("abcdefgh")]
     answers: dict[str, str] = {}
 
     def run(option: str) -> None:
-        tokens = tokens_of(model, model.guides.start(Guide.regex(f"{option}[xyz]{{8}}")), temperature=1.0)
+        tokens = tokens_of(model, guides.start(Guide.regex(f"{option}[xyz]{{8}}")), temperature=1.0)
         answers[option] = model.tokenizer.decode(tokens)
 
     threads = [threading.Thread(target=run, args=(option,)) for option in options]

@@ -5,8 +5,8 @@
         ...
 
 llguidance turns the grammar and the tokens so far into a mask of the tokens that may come next; the mask
-enters the native sampler. It is computed while the step runs that needs it at its end. What cannot be
-expressed is an error: no schema is obeyed by half (guide_schema.py).
+enters the native sampler. Where a core is free it is computed while the step runs that needs it at its end.
+What cannot be expressed is an error: no schema is obeyed by half (guide_schema.py).
 
 Two things that only a grammar makes possible: tokens that it forces are not sampled at all, they join the
 next step; and an answer that runs out of tokens is brought to its end in time (guide_closing.py).
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from pomona import _native
 from pomona.errors import PomonaError, one_line
 from pomona.runtime import guide_schema
+from pomona.runtime.engine import Mask
 
 if TYPE_CHECKING:
     import llguidance
@@ -110,7 +111,7 @@ class GuidedTokens:
         start: _Start,
         vocabulary: int,
         closing: Closing,
-        submit: Callable[[Callable[[], None]], None],
+        submit: Callable[[Callable[[], None]], None] | None,
     ) -> None:
         self._matcher = start.matcher.deep_copy()
         self._late = _native.LateMask((vocabulary + 31) // 32)
@@ -148,9 +149,11 @@ class GuidedTokens:
         self._watch = 2 * len(self._plan or ()) + MARGIN_TOKENS
         return self._forced()
 
-    def mask(self) -> _native.LateMask:
-        """For StepInput: one bit per token that may come next. It is computed on another thread, and ready
-        before the step samples; another call, `accept` or `advance` waits for it."""
+    def mask(self) -> Mask:
+        """For StepInput: one bit per token that may come next. Where there is a core for it, it is computed
+        on another thread while the step runs; another call, `accept` or `advance` waits for it."""
+        if self._submit is None:
+            return self.mask_now().view(np.int32)
         self._late.wait()
         self._check()
         self._late.begin()
@@ -295,7 +298,9 @@ class Guides:
 
     KEPT = 32
 
-    def __init__(self, tokenizer: Tokenizer, vocabulary: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, vocabulary: int, *, overlap: bool = False) -> None:
+        """overlap: compute masks while steps run. It needs a core that no thread of the engine uses: on one
+        that is shared, the whole step waits for the operating system to hand it back."""
         import llguidance
 
         from pomona.runtime.guide_closing import Closing
@@ -306,7 +311,7 @@ class Guides:
             tokenizer.backend.to_str(), n_vocab=vocabulary, eos_token=list(tokenizer.eos_token_ids)
         )
         self._closing = Closing(self._tokenizer)
-        self._worker = _Worker()
+        self._submit = _Worker().submit if overlap else None
         self._lock = threading.Lock()
 
     def start(self, guide: Guide) -> GuidedTokens:
@@ -318,7 +323,7 @@ class Guides:
                     del self._compiled[next(iter(self._compiled))]
                 self._compiled[guide] = compiled
             start = self._compiled[guide]
-        return GuidedTokens(start, self._vocabulary, self._closing, self._worker.submit)
+        return GuidedTokens(start, self._vocabulary, self._closing, self._submit)
 
     def _compile(self, guide: Guide) -> _Start:
         if guide.kind == "json_schema":

@@ -7,6 +7,7 @@ for piece in model.stream([{"role": "user", "content": "Name three apples."}]):
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,7 +63,8 @@ class Model:
         """The compiler of guides, made when the first guided answer asks for it."""
         from pomona.runtime.guided import Guides
 
-        return Guides(self.tokenizer, self.engine.config.vocab_size)
+        spare = self.engine.threads < len(os.sched_getaffinity(0))
+        return Guides(self.tokenizer, self.engine.config.vocab_size, overlap=spare)
 
     @classmethod
     def load(
