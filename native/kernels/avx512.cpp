@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -72,7 +73,7 @@ struct Avx512 {
 constexpr int kPrefetch = 1536; // bytes ahead of the weight stream
 constexpr int kGemmTokens = 3;  // with 4 groups of rows: 12 products and 12 sums
 constexpr int kDirectTokens = 8;
-constexpr int kGemmFrom = 17; // tokens from which unpacking a tile of weights pays
+constexpr int kGemmFrom = 33; // tokens from which unpacking a tile of weights pays
 
 // The intrinsic makes gcc 12 copy and spill its tied accumulator; this keeps all of them in registers.
 inline __m512i dot(__m512i acc, __m512i weights, const std::uint8_t* x) {
@@ -223,37 +224,78 @@ bool any_fine(const QuantRows& x, int m0, int b) {
   return any != 0;
 }
 
-// One group of rows against M tokens; the weights of a block that needs its low plane are unpacked twice.
+// M quantised rows side by side, so that a kernel reads them at fixed distances from one pointer.
+template <int M>
+struct SideBySide {
+  const std::int32_t* planes[2]; // [K/4][M], four columns in each
+  const float* scales;           // [K/64][M], times 128 in coarse blocks: exact, and saves the shift
+  const std::int32_t* offsets;   // [K/64][M]
+  const std::uint8_t* fine;      // [K/64]: bit m: row m needs the low plane
+
+  static std::size_t bytes(int cols) { return (2 * M + M / 8 + 1) * static_cast<std::size_t>(cols); }
+
+  SideBySide(const QuantRows& x, int m0, std::uint8_t* memory) {
+    const int steps = x.cols / 4, blocks = x.blocks();
+    auto* high = reinterpret_cast<std::int32_t*>(memory);
+    auto* low = high + static_cast<std::size_t>(steps) * M;
+    auto* scale = reinterpret_cast<float*>(low + static_cast<std::size_t>(steps) * M);
+    auto* offset = reinterpret_cast<std::int32_t*>(scale + static_cast<std::size_t>(blocks) * M);
+    auto* any = reinterpret_cast<std::uint8_t*>(offset + static_cast<std::size_t>(blocks) * M);
+    std::fill_n(any, blocks, std::uint8_t{0});
+    for (int m = 0; m < M; ++m) {
+      const auto* row =
+          reinterpret_cast<const std::int32_t*>(x.q + (m0 + m) * 2 * static_cast<std::size_t>(x.cols));
+      for (int i = 0; i < steps; ++i) high[i * M + m] = row[i];
+      for (int i = 0; i < steps; ++i) low[i * M + m] = row[steps + i];
+      const std::size_t first = static_cast<std::size_t>(m0 + m) * blocks;
+      for (int b = 0; b < blocks; ++b) {
+        scale[b * M + m] = x.scale[first + b] * (x.fine[first + b] != 0 ? 1.0f : 128.0f);
+        offset[b * M + m] = x.offset[first + b];
+        any[b] = static_cast<std::uint8_t>(any[b] | x.fine[first + b] << m);
+      }
+    }
+    planes[0] = high;
+    planes[1] = low;
+    scales = scale;
+    offsets = offset;
+    fine = any;
+  }
+};
+
+// One group of rows against M tokens. The unpacked weights of a block are kept for the rows that need the low
+// plane, too.
 template <int Bits, int M>
-void group_direct(const Matrix& w, int g, const QuantRows& x, int m0, float* y, std::size_t y_stride) {
-  const int blocks = x.blocks();
-  const std::size_t row_bytes = 2 * static_cast<std::size_t>(x.cols), low_plane = x.cols;
+void group_direct(const Matrix& w, int g, const SideBySide<M>& x, float* y, std::size_t y_stride) {
   const std::uint8_t* line = w.data + g * w.group_bytes();
-  const std::uint8_t* q = x.q + m0 * row_bytes;
-  const float* scale = x.scale + static_cast<std::size_t>(m0) * blocks;
-  const std::int32_t* offset = x.offset + static_cast<std::size_t>(m0) * blocks;
   TableCursor<Bits> table(w, g);
+  alignas(64) __m512i kept[16];
   __m512 f[M];
   for (int m = 0; m < M; ++m) f[m] = _mm512_setzero_ps();
-  for (int b = 0; b < blocks; ++b, q += kBlock) {
+  for (int b = 0; b < w.cols / kBlock; ++b) {
     table.next();
-    const std::uint8_t* again = line;
+    const std::size_t first = static_cast<std::size_t>(b) * (kBlock / 4) * M;
+    const auto* high = reinterpret_cast<const std::uint8_t*>(x.planes[0] + first);
+    const auto* low = reinterpret_cast<const std::uint8_t*>(x.planes[1] + first);
+    const unsigned fine = x.fine[b];
     __m512i acc[M];
-    for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(offset[m * blocks + b]);
+    for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(x.offsets[b * M + m]);
     each_step<Bits>(
         line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+          kept[step] = v;
 #pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, q + m * row_bytes + 4 * step);
+          for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, high + 4 * (step * M + m));
         });
-    for (int m = 0; m < M; ++m) acc[m] = _mm512_slli_epi32(acc[m], 7);
-    if (any_fine<M>(x, m0, b))
-      each_step<Bits>(
-          again, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-            for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, q + m * row_bytes + 4 * step + low_plane);
-          });
+    for (int m = 0; m < M; ++m) {
+      if ((fine >> m & 1u) == 0) continue;
+      __m512i part[4] = {_mm512_slli_epi32(acc[m], 7)};
+#pragma GCC unroll 16
+      for (int step = 0; step < 16; ++step)
+        part[step % 4] = dot(part[step % 4], kept[step], low + 4 * (step * M + m));
+      acc[m] = _mm512_add_epi32(_mm512_add_epi32(part[0], part[1]), _mm512_add_epi32(part[2], part[3]));
+    }
     for (int m = 0; m < M; ++m)
-      f[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m]), _mm512_set1_ps(scale[m * blocks + b] * table.scale),
+      f[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m]), _mm512_set1_ps(x.scales[b * M + m] * table.scale),
                              f[m]);
   }
   for (int m = 0; m < M; ++m) store_rows(g, y + m * y_stride, _mm512_mul_ps(f[m], row_scales(w, g)));
@@ -273,14 +315,12 @@ void tiles(int rows, Work&& work) {
 }
 
 template <int Bits>
-void direct(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride) {
-  for (int g = g0; g < g1; ++g)
-    tiles<kDirectTokens>(x.rows, [&](auto m, int m0) {
-      if constexpr (m == 1)
-        group_matvec<Bits>(w, g, x, m0, y + m0 * y_stride);
-      else
-        group_direct<Bits, m>(w, g, x, m0, y + m0 * y_stride, y_stride);
-    });
+void direct(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+            std::uint8_t* scratch) {
+  tiles<kDirectTokens>(x.rows, [&](auto m, int m0) {
+    const SideBySide<m> rows(x, m0, scratch);
+    for (int g = g0; g < g1; ++g) group_direct<Bits, m>(w, g, rows, y + m0 * y_stride, y_stride);
+  });
 }
 
 // G groups unpacked to unsigned bytes: tile [K/4][G][64]; behind the largest tile, their table scales as
@@ -362,7 +402,7 @@ void gemm(const Matrix& w, int g0, const QuantRows& x, float* y, std::size_t y_s
 template <int Bits>
 void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
             std::uint8_t* scratch) {
-  if (x.rows < kGemmFrom) return direct<Bits>(w, g0, g1, x, y, y_stride);
+  if (x.rows < kGemmFrom) return direct<Bits>(w, g0, g1, x, y, y_stride, scratch);
   int g = g0;
   for (; g + 4 <= g1; g += 4) gemm<Bits, 4>(w, g, x, y, y_stride, scratch);
   for (; g + 2 <= g1; g += 2) gemm<Bits, 2>(w, g, x, y, y_stride, scratch);
