@@ -67,6 +67,10 @@ bench: $(VENV)/.core $(PEER)/.models bench-model  ## run every benchmark and rew
 bench-decode: $(VENV)/.core $(PEER)/.models bench-model  ## speed against llama.cpp, in one run
 	$(PY) -m benchmarks.decode --model $(MODEL) $(ARGS)
 
+.PHONY: bench-speculation
+bench-speculation: $(VENV)/.core bench-model  ## answers with drafts from the prompt against answers without
+	$(PY) -m benchmarks.speculation --model $(MODEL) $(ARGS)
+
 .PHONY: bench-setup
 bench-setup: $(PEER)/.models  ## build llama.cpp (minutes) in .peer and quantise the model for it
 

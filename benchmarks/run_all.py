@@ -46,14 +46,20 @@ class Benchmark:
 def benchmarks() -> list[Benchmark]:
     """All of them, in the order of BENCHMARKS.md."""
     both = [2, 1] if usable_cores() > 1 else [1]
-    return [
+
+    def plural(threads: int) -> str:
+        return f"{threads} thread{'s' if threads > 1 else ''}"
+
+    decode = [
         Benchmark(
             "decode",
-            f"Decode and prefill against llama.cpp, {threads} thread{'s' if threads > 1 else ''}",
+            f"Decode and prefill against llama.cpp, {plural(threads)}",
             ("--threads", str(threads)),
         )
         for threads in both
     ]
+    speculation = Benchmark("speculation", f"Prompt-lookup speculation, {plural(both[0])}")
+    return [*decode, speculation]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

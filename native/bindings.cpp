@@ -132,7 +132,7 @@ struct OwningEngine {
         model, map, EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache});
   }
 
-  std::vector<int> step(const std::vector<StepInput>& inputs) {
+  std::vector<std::vector<int>> step(const std::vector<StepInput>& inputs) {
     const nb::gil_scoped_release release;
     return engine->step(inputs);
   }
@@ -265,11 +265,12 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling,
-             std::optional<Input<std::int32_t, 1>> mask) {
-            new (s) StepInput{sequence, std::move(tokens), sampling, {}};
+             std::optional<Input<std::int32_t, 1>> mask, std::vector<std::int32_t> drafts) {
+            new (s) StepInput{sequence, std::move(tokens), sampling, {}, std::move(drafts)};
             if (mask) s->mask.assign(mask->data(), mask->data() + mask->size());
           },
-          "sequence"_a, "tokens"_a, "sampling"_a, "mask"_a.none() = nb::none());
+          "sequence"_a, "tokens"_a, "sampling"_a, "mask"_a.none() = nb::none(),
+          "drafts"_a = std::vector<std::int32_t>{});
 
   nb::class_<Adapter>(m, "Adapter")
       .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)

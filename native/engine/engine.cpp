@@ -53,6 +53,8 @@ const EngineOptions& checked(const EngineOptions& o) {
   return o;
 }
 
+std::size_t mask_words(const ModelShape& s) { return static_cast<std::size_t>(s.vocab + 31) / 32; }
+
 } // namespace
 
 Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOptions& options)
@@ -213,18 +215,20 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
   std::vector<int> ids;
   for (const StepInput& input : inputs) {
     const Sequence& s = sequence(input.sequence);
-    const std::size_t count = input.tokens.size();
-    if (count == 0) throw std::invalid_argument("an input without tokens");
-    if (!input.mask.empty() && input.mask.size() != static_cast<std::size_t>(shape_.vocab + 31) / 32)
-      throw std::invalid_argument("a token mask needs one bit per token of the vocabulary");
+    const std::size_t count = input.tokens.size() + input.drafts.size();
+    if (input.tokens.empty()) throw std::invalid_argument("an input without tokens");
+    if (!input.mask.empty() && input.mask.size() != (1 + input.drafts.size()) * mask_words(shape_))
+      throw std::invalid_argument(
+          "a token mask needs one bit per token of the vocabulary, for the next place and after every draft");
     if (count > static_cast<std::size_t>(options_.batch_tokens - total))
       throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) +
                                   " tokens in one step");
     total += static_cast<int>(count);
-    for (const std::int32_t token : input.tokens)
-      if (token < 0 || token >= shape_.vocab)
-        throw std::invalid_argument("token id " + std::to_string(token) + " is outside the vocabulary of " +
-                                    std::to_string(shape_.vocab));
+    for (const auto* tokens : {&input.tokens, &input.drafts})
+      for (const std::int32_t token : *tokens)
+        if (token < 0 || token >= shape_.vocab)
+          throw std::invalid_argument("token id " + std::to_string(token) + " is outside the vocabulary of " +
+                                      std::to_string(shape_.vocab));
     if (s.tokens.size() + count > static_cast<std::size_t>(shape_.max_positions))
       throw std::invalid_argument("the sequence would exceed the model's " +
                                   std::to_string(shape_.max_positions) + " positions");
@@ -238,7 +242,7 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
   int pages = 0;
   for (const StepInput& input : inputs) {
     Sequence& s = sequence(input.sequence);
-    const std::size_t length = s.tokens.size() + input.tokens.size();
+    const std::size_t length = s.tokens.size() + input.tokens.size() + input.drafts.size();
     lengths.push_back(static_cast<int>(s.tokens.size()));
     if (reuse && options_.prefix_cache) reuse_prefix(s, input.tokens);
     pages += static_cast<int>((length + kPageTokens - 1) / kPageTokens - s.pages.size());
@@ -255,30 +259,52 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
     const StepInput& input = inputs[n];
     Sequence& s = sequence(input.sequence);
     const int start = static_cast<int>(s.tokens.size()), skipped = start - lengths[n];
-    const int count = static_cast<int>(input.tokens.size()) - skipped, run = static_cast<int>(runs_.size());
+    s.tokens.insert(s.tokens.end(), input.tokens.begin() + skipped, input.tokens.end());
+    s.tokens.insert(s.tokens.end(), input.drafts.begin(), input.drafts.end());
+    const int count = static_cast<int>(s.tokens.size()) - start, run = static_cast<int>(runs_.size());
     s.reused += skipped;
     runs_.push_back({input.sequence, static_cast<int>(rows_.size()), count, start, s.adapter.get()});
-    for (int i = 0; i < count; ++i) rows_.push_back({run, start + i, input.tokens[skipped + i]});
-    s.tokens.insert(s.tokens.end(), input.tokens.begin() + skipped, input.tokens.end());
+    runs_.back().drafts = static_cast<int>(input.drafts.size());
+    for (int i = 0; i < count; ++i) rows_.push_back({run, start + i, s.tokens[start + i]});
     while (s.pages.size() * kPageTokens < s.tokens.size()) s.pages.push_back(take_page());
   }
 }
 
-std::vector<int> Engine::step(const std::vector<StepInput>& inputs) {
+std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs) {
   const std::lock_guard lock(mutex_);
   append(inputs, true);
-  std::vector<int> sampled(inputs.size());
+  // One place after the tokens and one after every draft. What is sampled there depends on the tokens up to
+  // the place and on nothing else, so it is what a step without drafts gives once these are accepted.
+  std::vector<std::vector<int>> sampled(inputs.size());
   Wanted wanted;
-  for (const Run& run : runs_) wanted.rows.push_back(run.row0 + run.count - 1);
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    sampled[n].resize(1 + runs_[n].drafts);
+    for (int place = runs_[n].drafts; place >= 0; --place)
+      wanted.rows.push_back(runs_[n].row0 + runs_[n].count - 1 - place);
+  }
   wanted.use = [&](int index, float* logits) {
-    const std::vector<std::int32_t>& history = sequences_[runs_[index].sequence].tokens;
-    apply_mask({logits, static_cast<std::size_t>(shape_.vocab)}, inputs[index].mask);
-    sampled[index] = sample(kernels_, {logits, static_cast<std::size_t>(shape_.vocab)},
-                            inputs[index].sampling, history, static_cast<std::int64_t>(history.size()));
+    const Row& row = rows_[wanted.rows[index]];
+    const Run& run = runs_[row.run];
+    const StepInput& input = inputs[row.run];
+    const int length = row.position + 1, place = run.drafts - (run.start + run.count - length);
+    const std::span<const std::int32_t> tokens = sequences_[run.sequence].tokens,
+                                        history = tokens.first(length);
+    const std::span<float> values{logits, static_cast<std::size_t>(shape_.vocab)};
+    if (!input.mask.empty())
+      apply_mask(values, std::span(input.mask).subspan(place * mask_words(shape_), mask_words(shape_)));
+    sampled[row.run][place] = sample(kernels_, values, input.sampling, history, length);
   };
   forward(wanted);
-  if (options_.prefix_cache)
-    for (const Run& run : runs_) share_pages(sequences_[run.sequence]);
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    const std::vector<std::int32_t>& drafts = inputs[n].drafts;
+    std::size_t accepted = 0;
+    while (accepted < drafts.size() && sampled[n][accepted] == drafts[accepted]) ++accepted;
+    sampled[n].resize(accepted + 1);
+    Sequence& s = sequence(inputs[n].sequence);
+    // Refused drafts lie in pages that nobody shares yet: this cut cannot fail.
+    cut(s, static_cast<int>(s.tokens.size() - (drafts.size() - accepted)));
+    if (options_.prefix_cache) share_pages(s);
+  }
   return sampled;
 }
 

@@ -41,8 +41,10 @@ struct StepInput {
   int sequence = 0;
   std::vector<std::int32_t> tokens;
   Sampling sampling;
-  std::vector<std::uint32_t>
-      mask; // one bit per token that may come next, [(vocab + 31) / 32]; empty: all may
+  // One bit per token that may come next, [1 + drafts][(vocab + 31) / 32], the first for the place after
+  // `tokens`; empty: all may.
+  std::vector<std::uint32_t> mask;
+  std::vector<std::int32_t> drafts = {}; // what may follow `tokens`: a guess that the step verifies
 };
 
 // Sums of x^2 per input column of a linear layer, for calibration.
@@ -61,9 +63,11 @@ class Engine {
   int length(int sequence);
   void truncate(int sequence, int length); // forgets the tokens from `length` on
 
-  // Appends the tokens of every input, samples one next token for each. std::invalid_argument for bad ids or
-  // sizes, KvCacheFull when the cache does not suffice; in both cases no sequence has changed.
-  std::vector<int> step(const std::vector<StepInput>& inputs);
+  // Appends the tokens of every input, samples one next token for each. Drafts are appended as far as they
+  // are what sampling gives at their places: the result of an input is its accepted drafts and one token
+  // more, as steps without drafts would give them. std::invalid_argument for bad ids or sizes, KvCacheFull
+  // when the cache does not suffice; in both cases no sequence has changed.
+  std::vector<std::vector<int>> step(const std::vector<StepInput>& inputs);
   // Appends tokens to one sequence and writes the logits of each, [tokens, vocab].
   void logits(int sequence, std::span<const std::int32_t> tokens, float* out);
   // Appends tokens; out[i] = log p(targets[i] | everything up to tokens[i]); a negative target gives 0.
@@ -102,6 +106,7 @@ class Engine {
     const Adapter* adapter;
     int partial_row0 = -1; // where its rows lie in partial_*, when its context is split over tasks
     int chunks = 0;        // of 256 keys
+    int drafts = 0;        // the last rows of `count`
   };
   struct Row {
     int run;

@@ -235,7 +235,13 @@ class TestRunAll:
         assert {benchmark.module for benchmark in run_all.benchmarks()} == expected
 
     @pytest.mark.parametrize(
-        ("module", "option"), [("decode", "--quick"), ("run_all", "--quick"), ("random_model", "--folder")]
+        ("module", "option"),
+        [
+            ("decode", "--quick"),
+            ("speculation", "--quick"),
+            ("run_all", "--quick"),
+            ("random_model", "--folder"),
+        ],
     )
     def test_every_program_explains_itself(self, module: str, option: str) -> None:
         done = subprocess.run(

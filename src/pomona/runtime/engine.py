@@ -30,6 +30,7 @@ from pomona.models.config import ModelConfig
 from pomona.models.model_directory import CONFIG_FILE, read_json_object
 from pomona.models.palettized import fingerprint, read_quantization_config
 from pomona.models.safetensors_file import Checkpoint
+from pomona.runtime.lookup import StepCosts
 from pomona.runtime.sampling import Sampling
 
 if TYPE_CHECKING:
@@ -68,6 +69,10 @@ class Sequence:
         """How many of its tokens were found in the prefix cache."""
         return self._engine.native.reused_tokens(self.handle)
 
+    @property
+    def closed(self) -> bool:
+        return self._handle < 0
+
     def truncate(self, length: int) -> None:
         """Forgets the tokens from position `length` on.
 
@@ -92,12 +97,18 @@ class Sequence:
 
 @dataclass(frozen=True)
 class StepInput:
-    """The tokens that a sequence brings to a step (a prompt, or the last sample), and how to sample."""
+    """The tokens that a sequence brings to a step (a prompt, or the last sample), and how to sample.
+
+    drafts: a guess at what follows `tokens`, for `Engine.step_with_drafts`. mask: one bit per token that may
+    come next, 32 to a word; None: all may. With drafts it has a row for every place: [1 + drafts, words], the
+    first for the place after `tokens`.
+    """
 
     sequence: Sequence
     tokens: Seq[int]
     sampling: Sampling = Sampling()
-    mask: NDArray[np.int32] | None = None  # one bit per token that may come next, 32 to a word; None: all may
+    mask: NDArray[np.int32] | None = None
+    drafts: Seq[int] = ()
 
 
 class Engine:
@@ -177,6 +188,11 @@ class Engine:
         return _shape(self.config)
 
     @cached_property
+    def step_costs(self) -> StepCosts:
+        """What steps of this engine take, as far as they were observed; shared by all who make drafts."""
+        return StepCosts()
+
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the base weights; an adapter belongs to exactly one."""
         raw = read_json_object(self.directory / CONFIG_FILE)
@@ -195,6 +211,8 @@ class Engine:
         sequence has changed.
         """
         self._check_inputs(inputs)
+        if any(len(i.drafts) for i in inputs):
+            raise PomonaError("drafts give several tokens at once; call step_with_drafts()")
         if sum(len(i.tokens) for i in inputs) <= BATCH_TOKENS:
             return self._native_step([(i, i.tokens) for i in inputs])
         before = [i.sequence.length for i in inputs]
@@ -219,6 +237,28 @@ class Engine:
                 i.sequence.truncate(min(length, i.sequence.length))
             raise
         return sampled
+
+    def step_with_drafts(self, inputs: Seq[StepInput]) -> list[list[int]]:
+        """As step(); gives for every input the drafts that were right, from the first on, and one token more.
+
+        A draft is right when it is the very token that sampling gives at its place: the tokens are those of
+        steps without drafts, whatever was guessed, and in the sequence are `tokens` and the right drafts. All
+        tokens and drafts together fit one native step, BATCH_TOKENS. Where the cache has no room for drafts,
+        the step goes without them. Errors as in step().
+        """
+        self._check_inputs(inputs)
+        count = sum(len(i.tokens) + len(i.drafts) for i in inputs)
+        if count > BATCH_TOKENS:
+            raise PomonaError(
+                f"{count:,} tokens and drafts; a step with drafts takes {BATCH_TOKENS}, bring fewer"
+            )
+        try:
+            result: list[list[int]] = self.native.step([_native_input(i, i.tokens, i.drafts) for i in inputs])
+        except MemoryError:
+            return [[token] for token in self._native_step([(i, i.tokens) for i in inputs])]
+        except ValueError as error:
+            raise PomonaError(f"{self.directory.name}: {error}") from error
+        return result
 
     def logits(self, token_ids: Seq[int]) -> NDArray[np.float32]:
         """[T, V]: logits after each token of a fresh sequence."""
@@ -245,12 +285,9 @@ class Engine:
 
     def _native_step(self, batch: Seq[tuple[StepInput, Seq[int]]]) -> list[int]:
         """One native step: of every input the given part of its tokens."""
-        inputs = [
-            _native.StepInput(i.sequence.handle, list(tokens), i.sampling.native(), i.mask)
-            for i, tokens in batch
-        ]
-        result: list[int] = self._call(self.native.step, inputs)
-        return result
+        inputs = [_native_input(i, tokens) for i, tokens in batch]
+        result: list[list[int]] = self._call(self.native.step, inputs)
+        return [tokens[0] for tokens in result]
 
     def _call(self, function: Any, *arguments: Any) -> Any:
         try:
@@ -274,6 +311,8 @@ class Engine:
             if len(i.tokens) == 0:
                 raise PomonaError("an input without tokens; give at least one")
             self._check_range(min(i.tokens), max(i.tokens))
+            if len(i.drafts) > 0:
+                self._check_range(min(i.drafts), max(i.drafts))
 
     def _check_range(self, low: int, high: int) -> None:
         if low < 0 or high >= self.config.vocab_size:
@@ -288,6 +327,13 @@ class Engine:
             raise PomonaError("token ids must be a flat list of whole numbers; encode the text first")
         self._check_range(int(ids.min()), int(ids.max()))
         return np.ascontiguousarray(ids, np.int32)
+
+
+def _native_input(i: StepInput, tokens: Seq[int], drafts: Seq[int] = ()) -> _native.StepInput:
+    mask = i.mask
+    if mask is not None and mask.ndim == 2:  # a row for every place, those of the drafts last
+        mask = np.ascontiguousarray(mask[: 1 + len(drafts)]).reshape(-1)
+    return _native.StepInput(i.sequence.handle, list(tokens), i.sampling.native(), mask, list(drafts))
 
 
 def _check_options(threads: int, isa: str, kv_tokens: int | None) -> None:

@@ -97,6 +97,27 @@ class GuidedTokens:
         self._check()
         return self._mask
 
+    def masks(self, drafts: Sequence[int]) -> tuple[list[int], NDArray[np.int32]]:
+        """The drafts as far as they may come, and the masks [1 + drafts, words] of the places from here to
+        after the last of them.
+
+        A draft that would complete the answer is left out: nothing can follow it, and it needs no draft.
+        """
+        allowed: list[int] = []
+        rows = [self.mask().copy()]
+        try:
+            for draft in drafts:
+                if self._matcher.try_consume_tokens([draft]) == 0:
+                    break
+                allowed.append(draft)
+                if self.stopped:
+                    break
+                rows.append(self.mask().copy())
+        finally:
+            if allowed and not self._matcher.rollback(len(allowed)):
+                self._check()
+        return allowed[: len(rows) - 1], np.stack(rows)
+
     def accept(self, token: int) -> None:
         """Tells which token was chosen."""
         self._matcher.consume_token(token)
