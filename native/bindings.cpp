@@ -105,17 +105,55 @@ ModelShape model_shape(const nb::dict& d) {
   return s;
 }
 
+Format precision_of(const std::string& name) {
+  if (name == "bf16") return Format::bf16;
+  if (name == "int8") return Format::int8;
+  throw std::invalid_argument("precision '" + name + "' is not bf16 or int8");
+}
+
 // Copies the tensors of an adapter; scales: module name -> alpha / rank.
-std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors,
-                                      const nb::dict& scales) {
+std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors, const nb::dict& scales,
+                                      const std::string& precision) {
   std::vector<AnyInput> keep;
   const TensorMap map = tensor_map(tensors, keep);
   const ModelShape model = model_shape(shape);
   std::vector<std::pair<std::string, float>> factors;
   for (auto [module, scale] : scales)
     factors.emplace_back(nb::cast<std::string>(module), nb::cast<float>(scale));
+  const Format format = precision_of(precision);
   const nb::gil_scoped_release release;
-  return std::make_shared<Adapter>(model, map, factors);
+  return std::make_shared<Adapter>(model, map, factors, format);
+}
+
+// scale * B (A x) of one projection, for tests and benchmarks: [M, N]. The columns of A go in pieces of
+// `units` units and are gathered, or with units = 0 in one.
+Array<float> adapter_product(const Adapter& adapter, const std::string& isa, int layer, int projection,
+                             Input<float, 2> x, int units) {
+  if (layer < 0 || layer >= adapter.layers() || projection < 0 || projection >= kProjections)
+    throw std::invalid_argument("no such layer or projection");
+  const Lowering& lowering = adapter.lowering(layer, source_of(static_cast<Projection>(projection)));
+  const Raising& raising = adapter.raising(layer, static_cast<Projection>(projection));
+  const std::size_t m = x.shape(0), lanes = lowering.a.lanes, segments = lowering.a.segments();
+  if (raising.b.rank == 0) throw std::invalid_argument("the projection is not adapted");
+  if (x.shape(1) != static_cast<std::size_t>(lowering.a.cols) || units < 0)
+    throw std::invalid_argument("sizes that are not the projection's");
+  const std::size_t rows = raising.b.rows;
+  const Kernels& kernels = select_kernels(isa.c_str());
+  std::vector<float> u(m * lanes), partials(units > 0 ? m * segments * lanes : 0), y(m * rows);
+  const int count = static_cast<int>(m), cols = lowering.a.cols;
+  if (units == 0) kernels.lower(lowering.a, 0, lowering.a.units(), x.data(), cols, count, u.data(), lanes, 0);
+  for (int unit = 0; units > 0 && unit < lowering.a.units(); unit += units)
+    kernels.lower(lowering.a, unit, std::min(unit + units, lowering.a.units()), x.data(), cols, count,
+                  partials.data(), segments * lanes, lanes);
+  for (std::size_t row = 0; row < m; ++row) {
+    if (units > 0)
+      sum_segments(kernels, lowering, partials.data() + row * segments * lanes, &u[row * lanes]);
+    else
+      for (std::size_t lane = 0; lane < lanes; ++lane) u[row * lanes + lane] *= lowering.factors[lane];
+  }
+  kernels.raise(raising.b, 0, static_cast<int>(rows) / kGroupRows, u.data() + raising.lane, lanes, count,
+                y.data(), rows);
+  return to_numpy(std::move(y), {m, rows});
 }
 
 // The engine together with the arrays that its weights point into.
@@ -124,12 +162,15 @@ struct OwningEngine {
   std::unique_ptr<Engine> engine;
 
   OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa,
-               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache) {
+               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache,
+               const std::string& kv_cache) {
     const TensorMap map = tensor_map(tensors, arrays);
     const ModelShape model = model_shape(shape);
+    const Format precision = precision_of(kv_cache);
     const nb::gil_scoped_release release;
     engine = std::make_unique<Engine>(
-        model, map, EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache});
+        model, map,
+        EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache, precision});
   }
 
   std::vector<std::vector<int>> step(const std::vector<StepInput>& inputs) {
@@ -273,13 +314,15 @@ NB_MODULE(_native, m) {
           "drafts"_a = std::vector<std::int32_t>{});
 
   nb::class_<Adapter>(m, "Adapter")
-      .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)
+      .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a, "precision"_a)
+      .def("product", &adapter_product, "isa"_a, "layer"_a, "projection"_a, "x"_a, "units"_a)
       .def_prop_ro("bytes", &Adapter::bytes);
 
   nb::class_<OwningEngine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool>(),
+      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool,
+                    const std::string&>(),
            "shape"_a, "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a,
-           "prefix_cache"_a)
+           "prefix_cache"_a, "kv_cache"_a = "bf16")
       .def(
           "new_sequence",
           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {

@@ -48,6 +48,7 @@ const ModelShape& checked(const ModelShape& s) {
 const EngineOptions& checked(const EngineOptions& o) {
   if (o.threads < 1 || o.threads > 1024) throw std::invalid_argument("threads must be 1 .. 1024");
   if (o.kv_tokens < 1) throw std::invalid_argument("kv_tokens must be positive");
+  if (o.kv_cache == Format::palette) throw std::invalid_argument("the key/value cache is bf16 or int8");
   if (o.batch_tokens < 1 || o.batch_tokens > 1 << 16)
     throw std::invalid_argument("batch_tokens must be 1 .. 65536");
   return o;
@@ -63,7 +64,7 @@ Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOp
       kernels_(select_kernels(options.isa.c_str())),
       pool_(options.threads),
       weights_(shape_, tensors, options.huge_pages),
-      cache_(shape.layers, shape.kv_heads, shape.head_dim, options.kv_tokens),
+      cache_(options.kv_cache, shape.layers, shape.kv_heads, shape.head_dim, options.kv_tokens),
       inverse_frequency_(inverse_frequencies(shape)) {
   const std::size_t m = options_.batch_tokens;
   cos_ = HugeArray<float>(m * shape_.head_dim / 2);
@@ -95,6 +96,7 @@ Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOp
   const int widest = std::max({shape_.hidden, shape_.ffn, shape_.q_rows()});
   for (int t = 0; t < options_.threads; ++t) {
     scratch_.emplace_back(matmul_scratch(widest));
+    gathered_.emplace_back();
     attend_scratch_.emplace_back(static_cast<std::size_t>(kAttendRows) * 3 * shape_.head_dim);
   }
 }

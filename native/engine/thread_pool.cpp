@@ -2,7 +2,6 @@
 
 namespace pomona {
 namespace {
-constexpr int kSpins = 1000;      // about 12 us inside a step
 constexpr int kIdleSpins = 20000; // about 250 us between steps, then the workers sleep
 } // namespace
 
@@ -21,12 +20,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::wait_for(const std::atomic<unsigned>& value, unsigned old) {
-  for (int spin = 0; value.load(std::memory_order_acquire) == old; ++spin) {
-    if (spin < kSpins)
-      cpu_relax();
-    else
-      std::this_thread::yield();
-  }
+  spin_until([&] { return value.load(std::memory_order_acquire) != old; });
 }
 
 void ThreadPool::run(const std::function<void(int)>& task) {
@@ -40,12 +34,7 @@ void ThreadPool::run(const std::function<void(int)>& task) {
     wake_.notify_all();
   }
   task(0);
-  for (int spin = 0; running_.load(std::memory_order_acquire) != 0 && threads_ > 1; ++spin) {
-    if (spin < kSpins)
-      cpu_relax();
-    else
-      std::this_thread::yield();
-  }
+  spin_until([&] { return running_.load(std::memory_order_acquire) == 0; });
 }
 
 void ThreadPool::work(int index) {

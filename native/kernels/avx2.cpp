@@ -50,6 +50,9 @@ struct Avx2 {
     const __m128i v = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
   }
+  static F int8(const std::int8_t* p) {
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+  }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     low = _mm256_castsi256_ps(_mm256_slli_epi32(v, 16));

@@ -77,20 +77,59 @@ inline constexpr float kQuantMax = 16256.0f; // 127 * 128
 // of the row's sum of squares.
 inline constexpr float kCoarseError = 5e-6f;
 
-// Attention of several query rows that share one key/value head, over one chunk of at most 256 keys.
-// A page holds 16 tokens of one layer and head: keys [D/2][16 tokens][2], then values [8 token pairs][D][2],
-// bf16.
-struct AttendArgs {
-  int rows = 0;                                // query rows
-  int head_dim = 0;                            // D, a multiple of 16
-  const float* q = nullptr;                    // [rows][D], already scaled by D^-1/2
-  const std::uint16_t* const* pages = nullptr; // the pages of this chunk
-  int tokens = 0;                              // keys of this chunk that exist
-  const int* visible = nullptr;                // [rows]: how many of these keys the row may see (0 .. tokens)
-  float* max = nullptr;                        // [rows] out: largest score
-  float* sum = nullptr;                        // [rows] out: sum of exp(score - max)
-  float* out = nullptr;                        // [rows][D] out: sum of exp(score - max) * value
+// The two factors of a low-rank adapter, bf16 or int8. Scales belong to int8 alone.
+//   A  bf16 [lanes/16][K/2][16 lanes][2], int8 [lanes/16][K][16 lanes]; scales [units]
+//   B  bf16 [N/16][rank/2][16 rows][2],   int8 [N/16][rank][16 rows];   scales [N/16]. The rank is even.
+struct LowerFactor {
+  Format format = Format::bf16;
+  int lanes = 0; // a multiple of 16; 0: no projection of this input is adapted
+  int cols = 0;
+  const std::uint8_t* data = nullptr;
+  const float* scales = nullptr;
+
+  int segments() const { return (cols + kBlock - 1) / kBlock; }
+  int units() const { return lanes / kGroupRows * segments(); }
 };
+struct RaiseFactor {
+  Format format = Format::bf16;
+  int rows = 0;
+  int rank = 0; // 0: this projection is not adapted
+  const std::uint8_t* data = nullptr;
+  const float* scales = nullptr;
+};
+
+// Attention of several query rows that share one key/value head, over one chunk of at most 256 keys.
+// A page holds 16 tokens of one layer and head, keys and then values:
+//   bf16  keys [D/2][16 tokens][2], values [8 token pairs][D][2]
+//   int8  keys [D/16] of {bf16 scales [16 tokens], [16 channels][16 tokens]}, values {bf16 scales [16
+//   tokens],
+//         [16 tokens][D]}
+// Keys have channels that are many times the others: one scale per token and head costs them three times the
+// divergence of one per 16 channels.
+struct AttendArgs {
+  Format format = Format::bf16;
+  int rows = 0;                               // query rows
+  int head_dim = 0;                           // D, a multiple of 16
+  const float* q = nullptr;                   // [rows][D], already scaled by D^-1/2
+  const std::uint8_t* const* pages = nullptr; // the pages of this chunk
+  int tokens = 0;                             // keys of this chunk that exist
+  const int* visible = nullptr;               // [rows]: how many of these keys the row may see (0 .. tokens)
+  float* max = nullptr;                       // [rows] out: largest score
+  float* sum = nullptr;                       // [rows] out: sum of exp(score - max)
+  float* out = nullptr;                       // [rows][D] out: sum of exp(score - max) * value
+};
+
+inline constexpr int kKeyGroup = 16; // channels of a key that share one scale
+// Bytes of a page's keys, and of the whole page, of one layer and head.
+inline std::size_t key_bytes(Format format, int head_dim) {
+  const std::size_t elements = static_cast<std::size_t>(kPageTokens) * head_dim;
+  return format == Format::bf16 ? 2 * elements : elements + head_dim / kKeyGroup * 2 * kPageTokens;
+}
+inline std::size_t page_block_bytes(Format format, int head_dim) {
+  const std::size_t elements = static_cast<std::size_t>(kPageTokens) * head_dim;
+  const std::size_t values = format == Format::bf16 ? 2 * elements : elements + 2 * kPageTokens;
+  return (key_bytes(format, head_dim) + values + 63) / 64 * 64;
+}
 
 struct Kernels {
   const char* name;
@@ -108,10 +147,20 @@ struct Kernels {
   void (*matmul_bf16)(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, int m, float* y,
                       std::size_t y_stride);
 
-  // y[m][r] += scale * sum_j b[r][j] u[m][j] for the rows of groups [g0, g1): the second half of a low-rank
-  // adapter. b: bf16 [N/16][rank/2][16][2], rank even.
-  void (*add_low_rank)(const std::uint16_t* b, int rank, int g0, int g1, const float* u, std::size_t u_stride,
-                       int m, float scale, float* y, std::size_t y_stride);
+  // A low-rank adapter: y += B (s * A x), s one factor per rank. In both halves 16 outputs are the lanes, so
+  // a sum is never cut across lanes and every instruction set computes the same bits.
+  //
+  // First half. Lanes are the ranks of all projections that read x, in blocks of 16. Columns come in segments
+  // of 64 (the last may be shorter); unit i is segment i % S of lane block i / S. A unit sums its even
+  // columns and its odd columns by fma, in order, and adds both, times the unit's scale; u is the sum of its
+  // segments, in order. out [m][segment * segment_stride + lane]; with segment_stride 0 the segments, which
+  // must be all of a block, are added up.
+  void (*lower)(const LowerFactor& a, int unit0, int unit1, const float* x, std::size_t x_stride, int m,
+                float* out, std::size_t out_stride, std::size_t segment_stride);
+  // Second half, rows of groups [g0, g1): y[m][r] += scale of the group * sum_j b[r][j] u[m][j], by fma, j in
+  // order.
+  void (*raise)(const RaiseFactor& b, int g0, int g1, const float* u, std::size_t u_stride, int m, float* y,
+                std::size_t y_stride);
 
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, float* y); // y may be x
   void (*swiglu)(float* gate, const float* up, int n);                               // gate = silu(gate) * up
@@ -123,7 +172,7 @@ struct Kernels {
   void (*fold)(float* max, float* sum, float* out, float chunk_max, float chunk_sum, const float* chunk_out,
                int n);
   // Writes one token's key and value [D] into slot 0..15 of a page.
-  void (*store_kv)(std::uint16_t* page, int slot, const float* k, const float* v, int head_dim);
+  void (*store_kv)(Format format, std::uint8_t* page, int slot, const float* k, const float* v, int head_dim);
   float (*log_sum_exp)(const float* x, int n);
   int (*argmax)(const float* x, int n); // the first of equals
 };

@@ -38,6 +38,7 @@ struct Scalar {
     std::memcpy(&f, &u, 4);
     return f;
   }
+  static F int8(const std::int8_t* p) { return static_cast<float>(*p); }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     low = bf16(p);
     high = bf16(p + 1);

@@ -18,6 +18,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from pomona import _native
 from pomona.errors import PomonaError
@@ -26,6 +27,7 @@ from pomona.runtime.adapter_file import WEIGHTS_FILE, read_adapter
 from pomona.runtime.engine import Engine, native_array
 
 DEFAULT_BUDGET = 256 << 20
+Precision = Literal["bf16", "int8"]  # of adapter weights in memory; int8 takes half the bytes
 
 
 class AdapterMemoryFullError(PomonaError):
@@ -67,23 +69,42 @@ class _Entry:
     loading: threading.Lock = field(default_factory=threading.Lock)  # held while its files are read
 
 
-def load_adapter(engine: Engine, directory: Path | str, *, name: str = "", version: int = 1) -> LoadedAdapter:
+def load_adapter(
+    engine: Engine,
+    directory: Path | str,
+    *,
+    name: str = "",
+    version: int = 1,
+    precision: Precision = "bf16",
+) -> LoadedAdapter:
     """Reads a PEFT directory for this engine's base. PomonaError for anything that does not fit."""
+    _check_precision(precision)
     file = read_adapter(directory, engine.config, engine.fingerprint)
     tensors = {key: (dtype, native_array(array)) for key, (dtype, array) in file.tensors.items()}
     try:
-        native = _native.Adapter(engine.native_shape, tensors, file.scales)
+        native = _native.Adapter(engine.native_shape, tensors, file.scales, precision)
     except ValueError as error:
         raise PomonaError(f"{directory}: {error}; use an adapter of this base") from error
     return LoadedAdapter(name or Path(directory).name, version, native)
 
 
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise PomonaError(
+            f"adapter precision {precision!r} is none; choose {' or '.join(get_args(Precision))}"
+        )
+
+
 class AdapterCache:
     """Named adapters of one engine. The least recently used one that is not pinned gives way."""
 
-    def __init__(self, engine: Engine, budget_bytes: int = DEFAULT_BUDGET) -> None:
+    def __init__(
+        self, engine: Engine, budget_bytes: int = DEFAULT_BUDGET, *, precision: Precision = "bf16"
+    ) -> None:
+        _check_precision(precision)
         self.engine = engine
         self.budget_bytes = budget_bytes
+        self.precision = precision
         self._entries: dict[str, _Entry] = {}
         self._resident: OrderedDict[str, LoadedAdapter] = OrderedDict()  # least recently used first
         self._alive = 0  # bytes of all versions in memory, those that only sequences hold among them
@@ -233,7 +254,9 @@ class AdapterCache:
             self._make_room(expected, name, within_budget)
             self._alive += expected  # others that load at the same time see it
         try:
-            loaded = load_adapter(self.engine, directory, name=name, version=version)
+            loaded = load_adapter(
+                self.engine, directory, name=name, version=version, precision=self.precision
+            )
         finally:
             self._gone(expected)
         with self._lock:
