@@ -52,8 +52,8 @@ def compress(
         float,
         typer.Option(
             "--bits",
-            help="4, 3 or 2 for all projections; a fraction, such as 3.5, is met by a mix of these, tables and "
-            "scales counted.",
+            help="4, 3 or 2 for all projections; a fraction, such as 3.5, is met by a mix of these, tables "
+            "and scales counted.",
         ),
     ] = 4,
     table_columns: Annotated[

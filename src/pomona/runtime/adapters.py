@@ -249,7 +249,7 @@ class AdapterCache:
         self, name: str, entry: _Entry, directory: Path, version: int, within_budget: bool
     ) -> LoadedAdapter:
         """Makes room, then reads. Called with entry.loading held, and without the lock."""
-        expected = min(_expected_bytes(directory), self.budget_bytes)
+        expected = min(_expected_bytes(directory, self.precision), self.budget_bytes)
         with self._lock:
             self._make_room(expected, name, within_budget)
             self._alive += expected  # others that load at the same time see it
@@ -300,8 +300,7 @@ class AdapterCache:
             self._alive -= size
 
 
-def _expected_bytes(directory: Path) -> int:
+def _expected_bytes(directory: Path, precision: Precision) -> int:
     """What the adapter will take in memory, near enough to make room for it before it is read."""
-    return sum(
-        2 * math.prod(info.shape) for info in SafetensorsFile(directory / WEIGHTS_FILE).tensors.values()
-    )
+    tensors = SafetensorsFile(directory / WEIGHTS_FILE).tensors.values()
+    return sum((1 if precision == "int8" else 2) * math.prod(info.shape) for info in tensors)
