@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -139,6 +140,7 @@ class Guides:
         import llguidance
 
         self._vocabulary = vocabulary
+        self._lock = threading.Lock()  # a session's thread and the scheduler's callers compile for one model
         self._compiled: dict[Guide, llguidance.LLMatcher] = {}
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer.backend.to_str(), n_vocab=vocabulary, eos_token=list(tokenizer.eos_token_ids)
@@ -146,11 +148,12 @@ class Guides:
 
     def start(self, guide: Guide) -> GuidedTokens:
         """The state before the first token. Raises PomonaError for what cannot be expressed."""
-        if guide not in self._compiled:
-            while len(self._compiled) >= self.KEPT:
-                del self._compiled[next(iter(self._compiled))]
-            self._compiled[guide] = self._compile(guide)
-        return GuidedTokens(self._compiled[guide].deep_copy(), self._vocabulary)
+        with self._lock:
+            if guide not in self._compiled:
+                while len(self._compiled) >= self.KEPT:
+                    del self._compiled[next(iter(self._compiled))]
+                self._compiled[guide] = self._compile(guide)
+            return GuidedTokens(self._compiled[guide].deep_copy(), self._vocabulary)
 
     def _compile(self, guide: Guide) -> llguidance.LLMatcher:
         from llguidance import LLMatcher
