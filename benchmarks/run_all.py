@@ -59,7 +59,8 @@ def benchmarks() -> list[Benchmark]:
         for threads in both
     ]
     speculation = Benchmark("speculation", f"Prompt-lookup speculation, {plural(both[0])}")
-    return [*decode, speculation]
+    guided = Benchmark("guided", f"Guided generation, {plural(both[0])}")
+    return [*decode, speculation, guided]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -302,21 +302,43 @@ NB_MODULE(_native, m) {
           "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
           "repetition_penalty"_a = 1.0f, "seed"_a = 0);
 
+  nb::class_<LateMask>(m, "LateMask")
+      .def(nb::new_([](std::size_t words) {
+             if (words < 1 || words > 1 << 24) throw std::invalid_argument("words must be 1 .. 2^24");
+             return std::make_shared<LateMask>(words);
+           }),
+           "words"_a)
+      .def("array",
+           [](LateMask& mask) {
+             return Array<std::uint32_t>(mask.words().data(), {mask.size()}, nb::find(&mask));
+           })
+      .def("begin", &LateMask::begin)
+      .def("done", &LateMask::done)
+      .def(
+          "wait", [](LateMask& mask) { mask.wait(); }, nb::call_guard<nb::gil_scoped_release>());
+
   nb::class_<StepInput>(m, "StepInput")
       .def(
           "__init__",
           [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling,
-             std::optional<Input<std::int32_t, 1>> mask, std::vector<std::int32_t> drafts) {
-            new (s) StepInput{sequence, std::move(tokens), sampling, {}, std::move(drafts)};
+             std::optional<Input<std::int32_t, 1>> mask, std::vector<std::int32_t> drafts,
+             std::shared_ptr<LateMask> late_mask) {
+            if (mask && late_mask) throw std::invalid_argument("two token masks for one input");
+            new (s)
+                StepInput{sequence, std::move(tokens), sampling, {}, std::move(drafts), std::move(late_mask)};
             if (mask) s->mask.assign(mask->data(), mask->data() + mask->size());
           },
           "sequence"_a, "tokens"_a, "sampling"_a, "mask"_a.none() = nb::none(),
-          "drafts"_a = std::vector<std::int32_t>{});
+          "drafts"_a = std::vector<std::int32_t>{}, "late_mask"_a.none() = nb::none());
 
   nb::class_<Adapter>(m, "Adapter")
       .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a, "precision"_a)
       .def("product", &adapter_product, "isa"_a, "layer"_a, "projection"_a, "x"_a, "units"_a)
       .def_prop_ro("bytes", &Adapter::bytes);
+
+  // Whoever waits for the engine must let Python go on meanwhile: the step that it waits for may itself wait
+  // for a mask that a Python thread computes.
+  const nb::call_guard<nb::gil_scoped_release> unlocked;
 
   nb::class_<OwningEngine>(m, "Engine")
       .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool,
@@ -326,23 +348,27 @@ NB_MODULE(_native, m) {
       .def(
           "new_sequence",
           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {
+            const nb::gil_scoped_release release;
             return e.engine->new_sequence(std::move(adapter));
           },
           "adapter"_a.none() = nb::none())
       .def(
-          "free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a)
+          "free_sequence", [](OwningEngine& e, int id) { e.engine->free_sequence(id); }, "sequence"_a,
+          unlocked)
       .def(
-          "length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a)
+          "length", [](OwningEngine& e, int id) { return e.engine->length(id); }, "sequence"_a, unlocked)
       .def(
           "truncate", [](OwningEngine& e, int id, int length) { e.engine->truncate(id, length); },
-          "sequence"_a, "length"_a)
+          "sequence"_a, "length"_a, unlocked)
       .def(
-          "reused_tokens", [](OwningEngine& e, int id) { return e.engine->reused_tokens(id); }, "sequence"_a)
+          "reused_tokens", [](OwningEngine& e, int id) { return e.engine->reused_tokens(id); }, "sequence"_a,
+          unlocked)
       .def("step", &OwningEngine::step, "inputs"_a)
       .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
       .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
       .def(
-          "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a)
+          "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a,
+          unlocked)
       .def("moments", &OwningEngine::moments)
       .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
       .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })

@@ -219,7 +219,8 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
     const Sequence& s = sequence(input.sequence);
     const std::size_t count = input.tokens.size() + input.drafts.size();
     if (input.tokens.empty()) throw std::invalid_argument("an input without tokens");
-    if (!input.mask.empty() && input.mask.size() != (1 + input.drafts.size()) * mask_words(shape_))
+    const std::size_t words = input.late_mask ? input.late_mask->size() : input.mask.size();
+    if ((words > 0 || input.late_mask) && words != (1 + input.drafts.size()) * mask_words(shape_))
       throw std::invalid_argument(
           "a token mask needs one bit per token of the vocabulary, for the next place and after every draft");
     if (count > static_cast<std::size_t>(options_.batch_tokens - total))
@@ -292,8 +293,9 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
     const std::span<const std::int32_t> tokens = sequences_[run.sequence].tokens,
                                         history = tokens.first(length);
     const std::span<float> values{logits, static_cast<std::size_t>(shape_.vocab)};
-    if (!input.mask.empty())
-      apply_mask(values, std::span(input.mask).subspan(place * mask_words(shape_), mask_words(shape_)));
+    const std::span<const std::uint32_t> mask =
+        input.late_mask ? input.late_mask->wait() : std::span<const std::uint32_t>(input.mask);
+    if (!mask.empty()) apply_mask(values, mask.subspan(place * mask_words(shape_), mask_words(shape_)));
     sampled[row.run][place] = sample(kernels_, values, input.sampling, history, length);
   };
   forward(wanted);

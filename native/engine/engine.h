@@ -18,6 +18,7 @@
 #include "engine/adapter.h"
 #include "engine/arena.h"
 #include "engine/kv_cache.h"
+#include "engine/late_mask.h"
 #include "engine/prefix_cache.h"
 #include "engine/sampler.h"
 #include "engine/thread_pool.h"
@@ -45,7 +46,8 @@ struct StepInput {
   // One bit per token that may come next, [1 + drafts][(vocab + 31) / 32], the first for the place after
   // `tokens`; empty: all may.
   std::vector<std::uint32_t> mask;
-  std::vector<std::int32_t> drafts = {}; // what may follow `tokens`: a guess that the step verifies
+  std::vector<std::int32_t> drafts = {};         // what may follow `tokens`: a guess that the step verifies
+  std::shared_ptr<LateMask> late_mask = nullptr; // instead of `mask`: one that need not be computed yet
 };
 
 // Sums of x^2 per input column of a linear layer, for calibration.

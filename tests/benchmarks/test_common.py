@@ -237,10 +237,8 @@ class TestRunAll:
     @pytest.mark.parametrize(
         ("module", "option"),
         [
-            ("decode", "--quick"),
-            ("speculation", "--quick"),
-            ("run_all", "--quick"),
-            ("random_model", "--folder"),
+            *(("decode", "--quick"), ("guided", "--quick"), ("run_all", "--quick")),
+            *(("speculation", "--quick"), ("random_model", "--folder")),
         ],
     )
     def test_every_program_explains_itself(self, module: str, option: str) -> None:

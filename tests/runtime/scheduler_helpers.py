@@ -51,6 +51,15 @@ class Evens:
             raise PomonaError("the guide is stuck")
         return np.full(CONFIG.vocab_size // 32, 0x55555555, np.int32)
 
+    cut = False
+
+    def begin(self, max_new_tokens: int) -> list[int]:
+        return []
+
+    def advance(self, token: int) -> list[int]:
+        self.accept(token)
+        return [token]
+
     def accept(self, token: int) -> None:
         assert token % 2 == 0
         self.left -= 1
@@ -84,6 +93,7 @@ def alone(engine: Engine, request: Request, adapter: LoadedAdapter | None = None
                 stop_ids=request.stop_ids,
                 sequence=sequence,
                 guide=guide,
+                lookup=False,
             )
         )
 

@@ -97,6 +97,9 @@ def test_guides_of_the_real_model(smollm2_dir: Path) -> None:
         Guide.regex("[0-9]{4}"),
         Guide.choices(["red", "green"]),
         Guide.json_schema({"type": "boolean"}),
+        Guide.json_schema({"const": ["forced", "as", "a", "whole"]}),  # cut off: it has 8 tokens
+        Guide.json_schema({"const": True}),
+        Guide.json_schema({"type": "object", "properties": {"a_b": {"type": "string"}}, "required": ["a_b"]}),
     ]
     stop = frozenset(model.tokenizer.eos_token_ids)
     ids = tuple(model.tokenizer.encode("The answer is"))

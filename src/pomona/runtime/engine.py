@@ -42,6 +42,8 @@ MAX_KV_TOKENS = 32768
 MAX_THREADS = 1024
 KvPrecision = Literal["bf16", "int8"]  # of cached keys and values
 
+Mask = NDArray[np.int32] | _native.LateMask
+
 
 class Sequence:
     """Tokens and their keys and values in the engine's cache. A context manager; close() frees the memory."""
@@ -102,13 +104,13 @@ class StepInput:
 
     drafts: a guess at what follows `tokens`, for `Engine.step_with_drafts`. mask: one bit per token that may
     come next, 32 to a word; None: all may. With drafts it has a row for every place: [1 + drafts, words], the
-    first for the place after `tokens`.
+    first for the place after `tokens`. A LateMask need not be computed yet: sampling waits for it.
     """
 
     sequence: Sequence
     tokens: Seq[int]
     sampling: Sampling = Sampling()
-    mask: NDArray[np.int32] | None = None
+    mask: Mask | None = None
     drafts: Seq[int] = ()
 
 
@@ -335,9 +337,12 @@ class Engine:
 
 def _native_input(i: StepInput, tokens: Seq[int], drafts: Seq[int] = ()) -> _native.StepInput:
     mask = i.mask
+    handle, sampling = i.sequence.handle, i.sampling.native()
+    if isinstance(mask, _native.LateMask):
+        return _native.StepInput(handle, list(tokens), sampling, None, list(drafts), mask)
     if mask is not None and mask.ndim == 2:  # a row for every place, those of the drafts last
         mask = np.ascontiguousarray(mask[: 1 + len(drafts)]).reshape(-1)
-    return _native.StepInput(i.sequence.handle, list(tokens), i.sampling.native(), mask, list(drafts))
+    return _native.StepInput(handle, list(tokens), sampling, mask, list(drafts))
 
 
 def _check_options(threads: int, isa: str, kv_tokens: int | None, kv_cache: str) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from typing import TYPE_CHECKING
 
 from pomona.errors import PomonaError
-from pomona.runtime.engine import Engine, Sequence, StepInput
+from pomona.runtime.engine import Engine, Mask, Sequence, StepInput
 from pomona.runtime.lookup import Lookup
 from pomona.runtime.sampling import Sampling
 
@@ -52,11 +52,12 @@ def generate(
             sequence = stack.enter_context(engine.new_sequence())
         if lookup is True:
             lookup = Lookup(prompt_ids, engine.step_costs)
-        steps = _Steps(engine, sequence, sampling, stop_ids, guide, lookup or None)
         left = min(max_new_tokens, limit - len(prompt_ids))
-        new: list[int] = []
+        steps = _Steps(engine, sequence, sampling, stop_ids, guide, lookup or None)
+        new = steps.begin(prompt_ids, left)  # what a guide forces needs no step of its own
         while left > 0:
-            new = steps.next(new[-1], left) if new else steps.first(prompt_ids)
+            if not (steps.complete or len(new) == left):
+                new = [*new, *steps.next(left - len(new))]
             left -= len(new)
             for index, token in enumerate(new):
                 if token in stop_ids:
@@ -65,13 +66,12 @@ def generate(
                     yield token
                 except GeneratorExit:
                     # Accepted drafts that nobody has read: the sequence is left as it is without drafts.
-                    if index + 1 < len(new) and not sequence.closed:
-                        sequence.truncate(sequence.length - (len(new) - 1 - index))
+                    if index < steps.accepted and not sequence.closed:
+                        sequence.truncate(sequence.length - (steps.accepted - index))
                     raise
-                if guide is not None:
-                    guide.accept(token)
-                    if guide.stopped:
-                        return
+            if steps.complete:
+                return
+            new = []
 
 
 class _Steps:
@@ -92,33 +92,49 @@ class _Steps:
         self._stop_ids = stop_ids
         self._guide = guide
         self._lookup = lookup
+        self._tokens: Seq[int] = ()  # what the next step takes
+        self._started = False
+        self.accepted = 0  # drafts that the last step accepted
 
-    def first(self, prompt_ids: Seq[int]) -> list[int]:
-        """The token after the prompt."""
-        mask = None if self._guide is None else self._guide.mask()
-        new = self._engine.step([StepInput(self._sequence, prompt_ids, self._sampling, mask)])
-        if self._lookup is not None:
-            self._lookup.extend(new)
-        return new
+    @property
+    def complete(self) -> bool:
+        return self._guide is not None and self._guide.stopped
 
-    def next(self, token: int, left: int) -> list[int]:
-        """The tokens after `token`, at least one and at most `left`."""
-        if self._lookup is None:
-            return self._plain(token)
-        started = time.perf_counter()
-        drafts = self._lookup.propose(left - 1, stop_ids=self._stop_ids)
-        if drafts:
-            mask = None
-            if self._guide is not None:
+    def begin(self, prompt_ids: Seq[int], left: int) -> list[int]:
+        """The tokens that the answer must begin with, at most `left`. They go through with the prompt."""
+        forced = [] if self._guide is None or left <= 0 else self._guide.begin(left)
+        self._tokens = [*prompt_ids, *forced] if forced else prompt_ids
+        if forced and self._lookup is not None:
+            self._lookup.extend(forced)
+        return forced
+
+    def next(self, left: int) -> list[int]:
+        """The next tokens of the answer, at least one and at most `left`."""
+        drafts: list[int] = []
+        if self._lookup is not None and self._started:
+            drafts = self._lookup.propose(left - 1, stop_ids=self._stop_ids)
+        mask: Mask | None = None
+        if self._guide is not None:
+            if drafts:
                 drafts, mask = self._guide.masks(drafts)
-            step = StepInput(self._sequence, [token], self._sampling, mask, drafts)
-            new = self._engine.step_with_drafts([step])[0]
-        else:
-            new = self._plain(token)
-        self._engine.step_costs.observe(1 + len(drafts), time.perf_counter() - started)
-        self._lookup.extend(new, drafted=len(drafts))
-        return new
-
-    def _plain(self, token: int) -> list[int]:
-        mask = None if self._guide is None else self._guide.mask()
-        return self._engine.step([StepInput(self._sequence, [token], self._sampling, mask)])
+            if not drafts:
+                mask = self._guide.mask()
+        step = StepInput(self._sequence, self._tokens, self._sampling, mask, drafts)
+        started = time.perf_counter()
+        new = self._engine.step_with_drafts([step])[0] if drafts else self._engine.step([step])
+        if self._started and self._lookup is not None:
+            rows = len(self._tokens) + len(drafts)
+            self._engine.step_costs.observe(rows, time.perf_counter() - started)
+        self._started = True
+        self.accepted = len(new) - 1
+        forced: list[int] = []
+        if self._guide is not None and new[-1] not in self._stop_ids:
+            for token in new[:-1]:
+                self._guide.accept(token)
+            new[-1], *forced = self._guide.advance(new[-1])
+        if self._lookup is not None:
+            self._lookup.extend(new, drafted=len(drafts))
+            if forced:
+                self._lookup.extend(forced)
+        self._tokens = [new[-1], *forced]
+        return [*new, *forced]

@@ -21,13 +21,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pomona.errors import PomonaError
 from pomona.runtime.adapters import AdapterCache
 from pomona.runtime.batching import PAGE_TOKENS, Batcher, Run
-from pomona.runtime.engine import BATCH_TOKENS, Engine, StepInput
+from pomona.runtime.engine import BATCH_TOKENS, Engine, Mask, StepInput
 from pomona.runtime.guided import GuidedTokens, Guides
 from pomona.runtime.sampling import Sampling
 from pomona.runtime.ticket import (
@@ -125,7 +122,10 @@ class Scheduler:
         with self._changed:
             self._check_open()
         max_new_tokens = self._check(request)
-        run = Run(request, max_new_tokens, self._start_guide(request))
+        guide = self._start_guide(request)
+        run = Run(request, max_new_tokens, guide)
+        if guide is not None:
+            run.ids += guide.begin(max_new_tokens)  # what the answer must begin with goes in with the prompt
         run.ticket = Ticket(request, partial(self._cancel, run))
         with self._changed:
             self._check_open()
@@ -318,9 +318,9 @@ class Scheduler:
             inputs.append((run, StepInput(run.sequence, tokens, run.request.sampling, mask)))
         return inputs
 
-    def _mask(self, run: Run) -> NDArray[np.int32] | None:
-        """The tokens that may come next; it must lie still until the step is done."""
-        return None if run.guide is None else run.guide.mask()
+    def _mask(self, run: Run) -> Mask | None:
+        """The tokens that may come next, computed while the step runs."""
+        return None if run.guide is None or run.guide.stopped else run.guide.mask()
 
     def _accept(self, run: Run, token: int, now: float) -> None:
         """The next token of a request has been sampled."""
@@ -330,28 +330,36 @@ class Scheduler:
             run.first_token = now
             self._batcher.note_reuse(run, 0)
             run.prompt_reused = run.reused
-            counts.prompt_tokens += len(run.ids)
+            prompt = len(run.request.prompt_ids)
+            counts.prompt_tokens += prompt
             counts.reused_tokens += run.prompt_reused
+            if self._push(run, run.ids[prompt:]):
+                return
         if token in run.request.stop_ids:
             self._finish(run, "stop")
             return
         run.last_token = now
-        run.ids.append(token)
-        counts.new_tokens += 1
-        self._new_tokens += 1
-        run.ticket.push(token, self._wakeups)
+        tokens = [token]
         if run.guide is not None:
             try:
-                run.guide.accept(token)
-                stopped = run.guide.stopped
+                tokens = run.guide.advance(token)
             except Exception as error:
                 self._finish(run, "error", error)
                 return
-            if stopped:
-                self._finish(run, "stop")
-                return
-        if len(run.ids) == run.max_length:
+        run.ids += tokens
+        self._push(run, tokens)
+
+    def _push(self, run: Run, tokens: Sequence[int]) -> bool:
+        """Hands tokens out that stand in `run.ids`. True: the request ended with them."""
+        run.lane.counts.new_tokens += len(tokens)
+        self._new_tokens += len(tokens)
+        for token in tokens:
+            run.ticket.push(token, self._wakeups)
+        if run.guide is not None and run.guide.stopped:
+            self._finish(run, "length" if run.guide.cut else "stop")
+        elif len(run.ids) == run.max_length:
             self._finish(run, "length")
+        return run.ticket.done
 
     def _fail(self, run: Run, error: BaseException) -> None:
         self._finish(run, "error", error)
@@ -375,7 +383,7 @@ class Scheduler:
         admitted, first, last = run.admitted or now, run.first_token or now, run.last_token or now
         prompt = len(run.request.prompt_ids)
         completion = Completion(
-            tuple(run.ids[prompt:]),
+            tuple(run.ids[prompt:]) if run.first_token else (),
             reason,
             prompt,
             run.prompt_reused,
