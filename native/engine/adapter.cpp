@@ -60,7 +60,7 @@ std::uint64_t next_number() {
 
 Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
                  const std::vector<std::pair<std::string, float>>& scales)
-    : layers_(shape.layers), number_(next_number()) {
+    : shape_(checked(shape)), layers_(shape.layers), number_(next_number()) {
   std::unordered_map<std::string, std::pair<int, Projection>> places;
   for (int l = 0; l < shape.layers; ++l)
     for (int p = 0; p < kProjections; ++p)
@@ -125,6 +125,11 @@ Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
     to += static_cast<std::size_t>(part.rows) *
           padded; // rows are multiples of 16 in every model that the engine takes
   }
+}
+
+bool Adapter::fits(const ModelShape& s) const {
+  return shape_.layers == s.layers && shape_.hidden == s.hidden && shape_.ffn == s.ffn &&
+         shape_.q_rows() == s.q_rows() && shape_.kv_rows() == s.kv_rows();
 }
 
 } // namespace pomona

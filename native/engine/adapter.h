@@ -31,19 +31,20 @@ class Adapter {
   // tensors: "model.layers.L.self_attn.q_proj.lora_A.weight" [rank, K] and "...lora_B.weight" [N, rank],
   // BF16, F16 or F32; copied. scales: one per adapted module (name without ".lora_A.weight"). Rank and
   // modules may differ per layer. std::invalid_argument for a tensor that is missing, unexpected, or of
-  // another shape.
+  // another shape, and for sizes that make no model.
   Adapter(const ModelShape& shape, const TensorMap& tensors,
           const std::vector<std::pair<std::string, float>>& scales);
 
   const LowRank& at(int layer, Projection projection) const { return layers_[layer][projection]; }
   std::size_t bytes() const { return buffer_.size() * sizeof(std::uint16_t); }
-  int layers() const { return static_cast<int>(layers_.size()); }
+  bool fits(const ModelShape& shape) const; // whether it was made for a model of these sizes
   int max_rank() const { return max_rank_; }
   std::uint64_t number() const {
     return number_;
   } // unlike that of any other adapter of this process, and not 0
 
  private:
+  ModelShape shape_;
   HugeArray<std::uint16_t> buffer_;
   std::vector<std::array<LowRank, kProjections>> layers_;
   int max_rank_ = 0;

@@ -51,6 +51,7 @@ class ThreadPool {
   // Spins first, then yields: with a competing process a pure spin takes the very core that the others need.
   static void wait_for(const std::atomic<unsigned>& value, unsigned old);
   void work(int index);
+  void stop(); // ends the workers
 
   int threads_;
   alignas(64) std::atomic<int> arrived_{0};
