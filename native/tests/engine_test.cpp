@@ -136,8 +136,13 @@ TEST_CASE("a prefix that is found in the cache gives the same tokens") {
     REQUIRE(caching.reused_tokens(sequence) == 96);
     // Cut in the middle of a shared page and gone on with: the page is copied, not changed.
     caching.truncate(sequence, 50);
-    const Tokens other = random_tokens(shape, 50, random);
-    caching.step({StepInput{sequence, other, {}, {}}});
+    const Tokens other = random_tokens(shape, 20, random);
+    Tokens whole(prompt.begin(), prompt.begin() + 50);
+    whole.insert(whole.end(), other.begin(), other.end());
+    std::vector<int> said = {caching.step({StepInput{sequence, other, {}, {}}}).at(0)};
+    for (int i = 1; i < 10; ++i)
+      said.push_back(caching.step({StepInput{sequence, {said.back()}, {}, {}}}).at(0));
+    REQUIRE(said == greedy(plain, whole, 10, a));
     REQUIRE(greedy(caching, prompt, 20, a) == expected);
     caching.free_sequence(sequence);
   }

@@ -48,8 +48,8 @@ class Run {
       : in_(input),
         prefix_cache_(in_.one_in(2)),
         threads_(in_.one_in(4) ? 2 : 1),
-        kv_tokens_(16 * in_.integer(1, 12)),
-        batch_tokens_(in_.integer(1, 48)),
+        kv_tokens_(16 * in_.integer(1, 16)),
+        batch_tokens_(in_.one_in(4) ? in_.integer(1, 48) : 48),
         engine_(world().shape, world().model.map(),
                 EngineOptions{threads_, "auto", kv_tokens_, batch_tokens_, in_.one_in(2), prefix_cache_}) {}
 
@@ -95,7 +95,8 @@ class Run {
 
   Tokens some_tokens(int most) {
     Tokens tokens(in_.one_in(20) ? 0 : in_.integer(1, most));
-    const bool common = in_.one_in(2); // a beginning that other sequences share
+    const bool common = in_.one_in(2); // a beginning that other sequences share, of several pages
+    if (common && in_.one_in(2)) tokens.resize(in_.integer(17, 47));
     for (std::size_t i = 0; i < tokens.size(); ++i)
       tokens[i] =
           common && i < 40 ? static_cast<std::int32_t>(i % 7) : in_.integer(0, world().shape.vocab - 1);
@@ -182,7 +183,7 @@ class Run {
   }
 
   void step() {
-    std::vector<StepInput> inputs(in_.integer(0, 4));
+    std::vector<StepInput> inputs(in_.one_in(3) ? in_.integer(0, 4) : 1);
     for (StepInput& input : inputs)
       input = {some_sequence(), some_tokens(in_.one_in(4) ? 50 : 8), some_sampling(), some_mask()};
     std::vector<int> sampled;
@@ -192,7 +193,7 @@ class Run {
       Mirror& m = append(inputs[i].sequence, inputs[i].tokens);
       expect(sampled[i] >= 0 && sampled[i] < world().shape.vocab, "a sampled token is one of the vocabulary");
       const Sampling& s = inputs[i].sampling;
-      if (s.temperature == 0.0f && s.repetition_penalty == 1.0f && inputs[i].mask.empty() && in_.one_in(4))
+      if (s.temperature == 0.0f && s.repetition_penalty == 1.0f && inputs[i].mask.empty() && in_.one_in(2))
         expect(sampled[i] == world().next_of(m.tokens, m.adapter),
                "a greedy token depends on its sequence alone");
     }
