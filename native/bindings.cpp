@@ -162,19 +162,21 @@ struct OwningEngine {
   }
 };
 
-nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int table_columns,
+nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int bits, int table_columns,
                          int threads) {
   const int rows = static_cast<int>(weights.shape(0)), cols = static_cast<int>(weights.shape(1));
   Palettes p;
   {
     const nb::gil_scoped_release release;
-    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()},
+    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()}, bits,
                   table_columns, threads);
   }
-  const std::size_t groups = p.groups, tables = p.tables;
+  const std::size_t groups = p.groups, tables = p.tables, columns = cols, colors = std::size_t{1} << bits;
+  const std::size_t line = bits == 3 ? 192 : 64, lines = kGroupRows * columns * bits / 8 / line;
   nb::dict result;
-  result["indices"] = to_numpy(std::move(p.indices), {groups, static_cast<std::size_t>(cols) / 8, 64});
-  result["tables"] = to_numpy(std::move(p.entries), {groups, tables, 16});
+  result["indices"] = bits == 3 ? to_numpy(std::move(p.indices), {groups, lines, 3, 64})
+                                : to_numpy(std::move(p.indices), {groups, lines, line});
+  result["tables"] = to_numpy(std::move(p.entries), {groups, tables, colors});
   result["table_scales"] = to_numpy(std::move(p.table_scales), {groups, tables});
   result["row_scales"] = to_numpy(std::move(p.row_scales), {groups * 16});
   result["squared_error"] = p.squared_error;
@@ -200,10 +202,11 @@ Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors,
     HugeArray<std::uint8_t> bytes(m * 2 * blocks * kBlock);
     HugeArray<float> scales(m * blocks);
     HugeArray<std::int32_t> offsets(m * blocks);
-    const QuantRows quantized{m, cols, bytes.data(), scales.data(), offsets.data()};
+    HugeArray<std::uint8_t> fine(m * blocks);
+    const QuantRows quantized{m, cols, bytes.data(), scales.data(), offsets.data(), fine.data()};
     if (w.format != Format::bf16)
       for (int i = 0; i < m; ++i)
-        kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, 0, cols, quantized, i);
+        kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, quantized, i);
     ThreadPool pool(threads);
     std::vector<HugeArray<std::uint8_t>> scratch;
     for (int t = 0; t < threads; ++t) scratch.emplace_back(matmul_scratch(cols));
@@ -309,7 +312,7 @@ NB_MODULE(_native, m) {
   m.def("available_isas", [] { return std::string(available_kernels()); });
   m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a,
         nb::call_guard<nb::gil_scoped_release>());
-  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "table_columns"_a, "threads"_a);
+  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "bits"_a, "table_columns"_a, "threads"_a);
   m.def("multiply_packed", &multiply_packed, "isa"_a, "rows"_a, "tensors"_a, "x"_a, "threads"_a);
   m.def("sample", &sample_logits, "logits"_a, "sampling"_a, "history"_a, "position"_a);
 }

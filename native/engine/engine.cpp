@@ -77,6 +77,7 @@ Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOp
     q.q = quant_bytes_.emplace_back(rows * 2 * blocks * kBlock).data();
     q.scale = quant_scales_.emplace_back(rows * blocks).data();
     q.offset = quant_offsets_.emplace_back(rows * blocks).data();
+    q.fine = quant_fine_.emplace_back(rows * blocks).data();
     return q;
   };
   quant_hidden_ = quantized(m, shape_.hidden);

@@ -178,6 +178,7 @@ class Engine {
   std::vector<HugeArray<std::uint8_t>> quant_bytes_;
   std::vector<HugeArray<float>> quant_scales_;
   std::vector<HugeArray<std::int32_t>> quant_offsets_;
+  std::vector<HugeArray<std::uint8_t>> quant_fine_;
   QuantRows quant_hidden_, quant_attended_, quant_ffn_, quant_head_;
   std::vector<HugeArray<std::uint8_t>> scratch_;               // per thread: matmul tile
   std::vector<HugeArray<float>> attend_scratch_;               // per thread

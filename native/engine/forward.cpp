@@ -64,8 +64,7 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.input_norm, y);
-      if (packed(layer.q) || packed(layer.k) || packed(layer.v))
-        kernels_.quantize(y, 0, hidden, quant_hidden_, row);
+      if (packed(layer.q) || packed(layer.k) || packed(layer.v)) kernels_.quantize(y, quant_hidden_, row);
     });
     observe(t, prefix + "self_attn.q_proj", normed_.data(), hidden, m);
     project_qkv(t, l);
@@ -74,18 +73,20 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     each_row(t, m, [&](int row) {
       finish_attention(row);
       const float* y = attended_.data() + static_cast<std::size_t>(row) * shape_.q_rows();
-      if (packed(layer.o)) kernels_.quantize(y, 0, shape_.q_rows(), quant_attended_, row);
+      if (packed(layer.o)) kernels_.quantize(y, quant_attended_, row);
     });
     observe(t, prefix + "self_attn.o_proj", attended_.data(), shape_.q_rows(), m);
     project_residual(t, l, kO, attended_.data(), quant_attended_);
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.post_norm, y);
-      if (packed(layer.gate) || packed(layer.up)) kernels_.quantize(y, 0, hidden, quant_hidden_, row);
+      if (packed(layer.gate) || packed(layer.up)) kernels_.quantize(y, quant_hidden_, row);
     });
     observe(t, prefix + "mlp.gate_proj", normed_.data(), hidden, m);
     project_gated(t, l);
-    pool_.barrier();
+    each_row(t, packed(layer.down) ? m : 0, [&](int row) {
+      kernels_.quantize(gate_.data() + static_cast<std::size_t>(row) * shape_.ffn, quant_ffn_, row);
+    });
     observe(t, prefix + "mlp.down_proj", gate_.data(), shape_.ffn, m);
     project_residual(t, l, kDown, gate_.data(), quant_ffn_);
   }
@@ -174,13 +175,12 @@ void Engine::project_qkv(int t, int l) {
   }
 }
 
-// gate and up in steps of 64 rows, so that a thread can finish (and quantise) whole blocks of the next input.
+// gate and up share their input; a thread finishes the rows that it computes.
 void Engine::project_gated(int t, int l) {
   const Layer& layer = weights_.layers[l];
   const int ffn = shape_.ffn, m = quant_hidden_.rows;
-  const auto [first, last] = share((ffn + kBlock - 1) / kBlock, t, pool_.size());
-  const int r0 = first * kBlock, r1 = std::min(last * kBlock, ffn);
-  const int g0 = r0 / kGroupRows, g1 = (std::max(r0, r1) + kGroupRows - 1) / kGroupRows;
+  const auto [g0, g1] = share(layer.gate.groups(), t, pool_.size());
+  const int r0 = g0 * kGroupRows, r1 = std::min(g1 * kGroupRows, ffn);
   if (adapted_) {
     lower(t, l, {kGate, kUp}, normed_.data(), shape_.hidden);
     pool_.barrier();
@@ -194,7 +194,6 @@ void Engine::project_gated(int t, int l) {
   for (int row = 0; row < m && r0 < r1; ++row) {
     float* gate = gate_.data() + static_cast<std::size_t>(row) * ffn;
     kernels_.swiglu(gate + r0, up_.data() + static_cast<std::size_t>(row) * ffn + r0, r1 - r0);
-    if (packed(layer.down)) kernels_.quantize(gate, r0, r1, quant_ffn_, row);
   }
 }
 
@@ -226,7 +225,7 @@ void Engine::project_head(int t, const Wanted& wanted) {
       if (i == 0) quant_head_.rows = n; // one thread writes it; all read it after the barrier
       float* y = head_input_.data() + static_cast<std::size_t>(i) * hidden;
       norm(x_.data() + static_cast<std::size_t>(wanted.rows[done + i]) * hidden, weights_.final_norm, y);
-      if (packed(head)) kernels_.quantize(y, 0, hidden, quant_head_, i);
+      if (packed(head)) kernels_.quantize(y, quant_head_, i);
     });
     observe(t, "lm_head", head_input_.data(), hidden, n);
     const auto [g0, g1] = share(head.groups(), t, pool_.size());

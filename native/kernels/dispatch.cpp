@@ -17,7 +17,8 @@ namespace {
 const Kernels* usable_avx512() {
   const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                    __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi");
+                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+                   __builtin_cpu_supports("avx512vbmi2");
   return has ? avx512_kernels() : nullptr;
 }
 

@@ -3,16 +3,17 @@
 // Weights come in groups of 16 output rows (the 16 int32 lanes of a 512-bit register). Integer products
 // follow one definition that every instruction set and every batch size computes bit for bit:
 //
-//   x is cut into blocks of 64 columns b, each quantised to 15 bits, x_q in -16256 .. 16256, s_b = max|x| /
-//   16256; y[r] = row_scale[r] * fold over b, in order, of  f = fma(float(sum_k w_q[r][k] x_q[k]), s_b * t_b,
-//   f)
+//   x is cut into blocks of 64 columns b, each quantised to x_q in -16256 .. 16256, s_b = max|x| / 16256;
+//   y[r] = row_scale[r] * fold over b, in order, of  f = fma(float(sum_k w_q[r][k] x_q[k]), s_b * t_b, f)
 //
 // where t_b is the table scale of block b (palette) or 1 (int8). Nothing else may be reordered, so a token's
 // result does not depend on what else is in the batch.
 //
-// Why 15 bits: activations have outliers, and one int8 pass of blocks of 64 costs a mean KL of 5e-3 to 1e-2
-// on SmolLM2-135M. VNNI takes the value in two int8 passes, x_q = 128 high + low (an exact split); where
-// decoding is bound by memory the second pass is free.
+// A fine block has 15 bits, x_q = 128 high + low (an exact split into two int8 passes of VNNI); a coarse one
+// 8, x_q = 128 high, and the second pass is left out. Why not 8 bits for all: activations have outliers, and
+// that costs a mean KL of 5e-3 to 1e-2 on SmolLM2-135M. A block is fine when its rounding error at 8 bits
+// would exceed kCoarseError of the row's energy: about one block in eight where compression has sorted the
+// channels by size.
 //
 // Shape letters: M activation rows (tokens), N output rows, K input columns, D head dimension.
 #pragma once
@@ -35,8 +36,8 @@ enum class Format { bf16, int8, palette };
 // One weight matrix [rows, cols] and where its bytes lie (file mapping or arena; not owned).
 //   bf16     data: row-major [rows][cols]
 //   int8     data: [rows/16][cols/4][16 rows][4 columns], weight + 128;                 row_scales [rows]
-//   palette  data: [rows/16][cols/8][16 rows][4 bytes], byte j = index[k+j] | index[k+4+j] << 4;
-//            tables [rows/16][cols/table_cols][16], table_scales [rows/16][cols/table_cols], row_scales
+//   palette  data: indices of `bits` bits, packed as palette_layout.h says;
+//            tables [rows/16][cols/table_cols][2^bits], table_scales [rows/16][cols/table_cols], row_scales
 //            [rows]
 // The packed formats need a multiple of 16 rows and of 64 columns.
 struct Matrix {
@@ -44,6 +45,7 @@ struct Matrix {
   int rows = 0;
   int cols = 0;
   int table_cols = 0;
+  int bits = 0; // of a palette's index: 4, 3 or 2
   const std::uint8_t* data = nullptr;
   const std::int8_t* tables = nullptr;
   const std::uint16_t* table_scales = nullptr; // float16
@@ -51,23 +53,29 @@ struct Matrix {
 
   int groups() const { return (rows + kGroupRows - 1) / kGroupRows; }
   std::size_t group_bytes() const {
-    return static_cast<std::size_t>(kGroupRows) * cols / (format == Format::palette ? 2 : 1);
+    return static_cast<std::size_t>(kGroupRows) * cols * (format == Format::palette ? bits : 8) / 8;
   }
+  int colors() const { return 1 << bits; }
+  int tables_of_group() const { return format == Format::palette ? cols / table_cols : 1; }
 };
 
 // M quantised activation rows. The 2 K bytes of a row are as its instruction set wants them: int16 [K], or
-// int8 planes high [K] and low [K]. offset = -128 * sum of the block, for kernels that read weights as weight
-// + 128.
+// int8 planes high [K] and low [K], low being zero in coarse blocks. offset = -sum of x_q of the block, for
+// kernels that read weights as weight + 128: 128 offset makes up for it.
 struct QuantRows {
   int rows = 0;
   int cols = 0;
   std::uint8_t* q = nullptr;      // [M][2 K], 64-byte aligned
   float* scale = nullptr;         // [M][K / 64]
   std::int32_t* offset = nullptr; // [M][K / 64]
+  std::uint8_t* fine = nullptr;   // [M][K / 64]: 1 where the low plane is not all zero by definition
 
   int blocks() const { return cols / kBlock; }
 };
 inline constexpr float kQuantMax = 16256.0f; // 127 * 128
+// A block is coarse while its squared rounding error at 8 bits, (128 s_b)^2 * 64 / 12, is at most this part
+// of the row's sum of squares.
+inline constexpr float kCoarseError = 5e-6f;
 
 // Attention of several query rows that share one key/value head, over one chunk of at most 256 keys.
 // A page holds 16 tokens of one layer and head: keys [D/2][16 tokens][2], then values [8 token pairs][D][2],
@@ -87,9 +95,8 @@ struct AttendArgs {
 struct Kernels {
   const char* name;
 
-  // Columns [c0, c1) of row m of `rows` from x [K], one scale and one offset per block of 64. Multiples
-  // of 64.
-  void (*quantize)(const float* x, int c0, int c1, const QuantRows& rows, int m);
+  // Row m of `rows` from x [K].
+  void (*quantize)(const float* x, const QuantRows& rows, int m);
 
   // y[m][r] for the rows of groups [g0, g1); y points at row 0. scratch: 64-byte aligned, matmul_scratch(K)
   // bytes.
@@ -121,8 +128,8 @@ struct Kernels {
   int (*argmax)(const float* x, int n); // the first of equals
 };
 
-// Bytes of scratch that one thread needs for matmuls over K columns: 64 unpacked rows.
-inline std::size_t matmul_scratch(int cols) { return static_cast<std::size_t>(64) * cols + 64; }
+// Bytes of scratch that one thread needs for matmuls over K columns: 64 unpacked rows and their table scales.
+inline std::size_t matmul_scratch(int cols) { return static_cast<std::size_t>(65) * cols + 64; }
 
 const Kernels& scalar_kernels();
 // Each of these is built for one processor family, and gives nullptr where its file was compiled without its

@@ -9,10 +9,16 @@ namespace pomona {
 namespace {
 
 struct Neon : NeonOperations {
-  static std::int32_t store_quantized(F a, std::uint8_t* row, int, int k) {
+  static std::int32_t store_fine(F a, std::uint8_t* row, int, int k) {
     const int32x4_t q = vcvtnq_s32_f32(a);
     vst1_s16(reinterpret_cast<std::int16_t*>(row) + k, vmovn_s32(q));
     return vaddvq_s32(q);
+  }
+  static void store_coarse(F a, std::uint8_t* row, int, int k, std::int32_t& sum, std::int32_t& squares) {
+    const int32x4_t q = vcvtnq_s32_f32(a);
+    vst1_s16(reinterpret_cast<std::int16_t*>(row) + k, vmovn_s32(vshlq_n_s32(q, 7)));
+    sum += vaddvq_s32(q);
+    squares += vaddvq_s32(vmulq_s32(q, q));
   }
 };
 
@@ -28,52 +34,44 @@ inline int32x4_t rows_of(const int32x4_t acc[4]) {
   return vpaddq_s32(vpaddq_s32(acc[0], acc[1]), vpaddq_s32(acc[2], acc[3]));
 }
 
-inline int16x8_t twice(const std::uint8_t* four_columns) {
-  const int16x4_t v = vld1_s16(reinterpret_cast<const std::int16_t*>(four_columns));
+inline int16x8_t twice(const std::int16_t* four_columns) {
+  const int16x4_t v = vld1_s16(four_columns);
   return vcombine_s16(v, v);
 }
 
 // 4 V rows of a group, from its row 4 v0 on, against M tokens.
-template <bool Palette, int M, int V>
+template <int Bits, int M, int V>
 void part_of_group(const Matrix& w, int g, int v0, const QuantRows& x, int m0, float* y,
                    std::size_t y_stride) {
-  const std::size_t row_bytes = 2 * static_cast<std::size_t>(x.cols);
+  constexpr bool palette = Bits < 8;
+  const std::size_t stride = x.cols; // of the int16 activations
   const std::uint8_t* line = w.data + g * w.group_bytes() + 16 * v0;
-  const std::uint8_t* q = x.q + m0 * row_bytes;
-  const int blocks = x.blocks(), table_blocks = Palette ? w.table_cols / kBlock : blocks;
-  const std::size_t first_table = Palette ? static_cast<std::size_t>(g) * (blocks / table_blocks) : 0;
+  const auto* q = reinterpret_cast<const std::int16_t*>(x.q) + m0 * stride;
+  const int blocks = x.blocks(), table_blocks = palette ? w.table_cols / kBlock : blocks;
+  const std::size_t first_table = static_cast<std::size_t>(g) * w.tables_of_group();
   float32x4_t f[M][V];
   for (int m = 0; m < M; ++m)
     for (int v = 0; v < V; ++v) f[m][v] = vdupq_n_f32(0.0f);
   for (int b = 0; b < blocks; ++b) {
     int8x16_t entries = vdupq_n_s8(0);
     float t = 1.0f;
-    if constexpr (Palette) {
+    if constexpr (palette) {
       const std::size_t i = first_table + b / table_blocks;
-      entries = vld1q_s8(w.tables + 16 * i);
+      entries = load_table<Bits>(w.tables + (i << Bits));
       t = half(w.table_scales[i]);
     }
     int32x4_t acc[M][V][4];
     for (int m = 0; m < M; ++m)
       for (int v = 0; v < V; ++v)
         for (int r = 0; r < 4; ++r) acc[m][v][r] = vdupq_n_s32(0);
-    for (int k = 0; k < kBlock; k += Palette ? 8 : 4, line += 64) {
-      const std::uint8_t* p = q + 2 * (b * kBlock + k);
+    for (int k = 0; k < kBlock; k += kColumns<Bits>, line += kColumnBytes<Bits>) {
+      const std::int16_t* p = q + b * kBlock + k;
       for (int v = 0; v < V; ++v) {
-        const uint8x16_t bytes = vld1q_u8(line + 16 * v);
-        if constexpr (Palette) {
-          const int8x16_t first = vqtbl1q_s8(entries, vandq_u8(bytes, vdupq_n_u8(15)));
-          const int8x16_t second = vqtbl1q_s8(entries, vshrq_n_u8(bytes, 4));
-          const int16x8_t first01 = vmovl_s8(vget_low_s8(first)), first23 = vmovl_high_s8(first);
-          const int16x8_t second01 = vmovl_s8(vget_low_s8(second)), second23 = vmovl_high_s8(second);
-          for (int m = 0; m < M; ++m) {
-            dot(acc[m][v], first01, first23, twice(p + m * row_bytes));
-            dot(acc[m][v], second01, second23, twice(p + m * row_bytes + 8));
-          }
-        } else {
-          const int8x16_t weights = centred(bytes);
-          const int16x8_t rows01 = vmovl_s8(vget_low_s8(weights)), rows23 = vmovl_high_s8(weights);
-          for (int m = 0; m < M; ++m) dot(acc[m][v], rows01, rows23, twice(p + m * row_bytes));
+        int8x16_t steps[kColumns<Bits> / 4];
+        unpack<Bits>(line + 16 * v, entries, steps);
+        for (int step = 0; step < kColumns<Bits> / 4; ++step) {
+          const int16x8_t rows01 = vmovl_s8(vget_low_s8(steps[step])), rows23 = vmovl_high_s8(steps[step]);
+          for (int m = 0; m < M; ++m) dot(acc[m][v], rows01, rows23, twice(p + m * stride + 4 * step));
         }
       }
     }
@@ -89,18 +87,24 @@ void part_of_group(const Matrix& w, int g, int v0, const QuantRows& x, int m0, f
   }
 }
 
-template <bool Palette>
+template <int Bits>
 void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
             std::uint8_t*) {
   for (int g = g0; g < g1; ++g) {
     int m = 0; // 16 accumulators, or 8 for the last token
     for (; m + 4 <= x.rows; m += 4)
-      for (int v = 0; v < 4; ++v) part_of_group<Palette, 4, 1>(w, g, v, x, m, y + m * y_stride, y_stride);
+      for (int v = 0; v < 4; ++v) part_of_group<Bits, 4, 1>(w, g, v, x, m, y + m * y_stride, y_stride);
     for (; m + 2 <= x.rows; m += 2)
-      for (int v = 0; v < 4; v += 2) part_of_group<Palette, 2, 2>(w, g, v, x, m, y + m * y_stride, y_stride);
+      for (int v = 0; v < 4; v += 2) part_of_group<Bits, 2, 2>(w, g, v, x, m, y + m * y_stride, y_stride);
     for (; m < x.rows; ++m)
-      for (int v = 0; v < 4; v += 2) part_of_group<Palette, 1, 2>(w, g, v, x, m, y + m * y_stride, y_stride);
+      for (int v = 0; v < 4; v += 2) part_of_group<Bits, 1, 2>(w, g, v, x, m, y + m * y_stride, y_stride);
   }
+}
+
+void matmul_palette(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+                    std::uint8_t* scratch) {
+  const auto work = w.bits == 4 ? matmul<4> : w.bits == 3 ? matmul<3> : matmul<2>;
+  work(w, g0, g1, x, y, y_stride, scratch);
 }
 
 } // namespace
@@ -108,8 +112,8 @@ void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::
 const Kernels* neon_kernels() {
   static const Kernels kernels = [] {
     Kernels k = VectorKernels<Neon>::table("neon");
-    k.matmul_palette = matmul<true>;
-    k.matmul_int8 = matmul<false>;
+    k.matmul_palette = matmul_palette;
+    k.matmul_int8 = matmul<8>;
     return k;
   }();
   return &kernels;

@@ -10,94 +10,88 @@ namespace {
 
 struct NeonDot : NeonOperations {
   // high = round(q / 128), low = q - 128 high in -64 .. 63.
-  static std::int32_t store_quantized(F a, std::uint8_t* row, int cols, int k) {
+  static std::int32_t store_fine(F a, std::uint8_t* row, int cols, int k) {
     const int32x4_t q = vcvtnq_s32_f32(a);
     const int32x4_t high = vshrq_n_s32(vaddq_s32(q, vdupq_n_s32(64)), 7);
-    const int32x4_t low = vsubq_s32(q, vshlq_n_s32(high, 7));
+    store_planes(row, cols, k, high, vsubq_s32(q, vshlq_n_s32(high, 7)));
+    return vaddvq_s32(q);
+  }
+  static void store_coarse(F a, std::uint8_t* row, int cols, int k, std::int32_t& sum,
+                           std::int32_t& squares) {
+    const int32x4_t q = vcvtnq_s32_f32(a);
+    store_planes(row, cols, k, q, vdupq_n_s32(0));
+    sum += vaddvq_s32(q);
+    squares += vaddvq_s32(vmulq_s32(q, q));
+  }
+  static void store_planes(std::uint8_t* row, int cols, int k, int32x4_t high, int32x4_t low) {
     const int8x8_t bytes = vmovn_s16(vcombine_s16(vmovn_s32(high), vmovn_s32(low)));
     const std::uint64_t both = vget_lane_u64(vreinterpret_u64_s8(bytes), 0);
     const auto first = static_cast<std::uint32_t>(both), second = static_cast<std::uint32_t>(both >> 32);
     std::memcpy(row + k, &first, 4);
     std::memcpy(row + cols + k, &second, 4);
-    return vaddvq_s32(q);
   }
 };
 
-// 4 columns, those of lane L of x, added to 4 rows.
-template <int L>
-inline void dot(int32x4_t& acc, int8x16_t weights, int8x16_t x) {
-  acc = vdotq_laneq_s32(acc, weights, x, L);
-}
-
 // 4 V rows of a group, from its row 4 v0 on, against M tokens.
-template <bool Palette, int M, int V>
+template <int Bits, int M, int V>
 struct Part {
   int32x4_t high[M][V], low[M][V];
-  int8x16_t x_high[M], x_low[M]; // 16 columns
 
-  template <int L>
-  void add(int v, int8x16_t weights) {
-    for (int m = 0; m < M; ++m) {
-      dot<L>(high[m][v], weights, x_high[m]);
-      dot<L>(low[m][v], weights, x_low[m]);
-    }
+  // 16 columns: the four steps against the four lanes of a plane.
+  static void add(int32x4_t& acc, const int8x16_t steps[4], const std::int8_t* plane) {
+    const int8x16_t x = vld1q_s8(plane);
+    acc = vdotq_laneq_s32(acc, steps[0], x, 0);
+    acc = vdotq_laneq_s32(acc, steps[1], x, 1);
+    acc = vdotq_laneq_s32(acc, steps[2], x, 2);
+    acc = vdotq_laneq_s32(acc, steps[3], x, 3);
   }
 
-  // A line of 8 columns, the first of which is in lane L.
-  template <int L>
-  void add_palette_line(const std::uint8_t* line, int8x16_t entries) {
-    for (int v = 0; v < V; ++v) {
-      const uint8x16_t bytes = vld1q_u8(line + 16 * v);
-      add<L>(v, vqtbl1q_s8(entries, vandq_u8(bytes, vdupq_n_u8(15))));
-      add<L + 1>(v, vqtbl1q_s8(entries, vshrq_n_u8(bytes, 4)));
+  // A block of 64 columns of tokens `stride` bytes apart; Fine: some of them have a low plane.
+  template <bool Fine>
+  void block(const std::uint8_t* line, int8x16_t entries, const std::int8_t* q, std::size_t stride,
+             std::size_t low_plane) {
+    for (int m = 0; m < M; ++m)
+      for (int v = 0; v < V; ++v) high[m][v] = low[m][v] = vdupq_n_s32(0);
+    for (int k = 0; k < kBlock; k += kColumns<Bits>, line += kColumnBytes<Bits>) {
+      for (int v = 0; v < V; ++v) {
+        int8x16_t steps[kColumns<Bits> / 4];
+        unpack<Bits>(line + 16 * v, entries, steps);
+        for (int c = 0; c < kColumns<Bits>; c += 16)
+          for (int m = 0; m < M; ++m) {
+            const std::int8_t* p = q + m * stride + k + c;
+            add(high[m][v], steps + c / 4, p);
+            if constexpr (Fine) add(low[m][v], steps + c / 4, p + low_plane);
+          }
+      }
     }
-  }
-
-  // A line of 4 columns.
-  template <int L>
-  void add_int8_line(const std::uint8_t* line) {
-    for (int v = 0; v < V; ++v) add<L>(v, centred(vld1q_u8(line + 16 * v)));
   }
 
   static void multiply(const Matrix& w, int g, int v0, const QuantRows& x, int m0, float* y,
                        std::size_t y_stride) {
-    const std::size_t row_bytes = 2 * static_cast<std::size_t>(x.cols);
+    constexpr bool palette = Bits < 8;
+    const std::size_t stride = 2 * static_cast<std::size_t>(x.cols), low_plane = x.cols;
     const std::uint8_t* line = w.data + g * w.group_bytes() + 16 * v0;
-    const auto* q = reinterpret_cast<const std::int8_t*>(x.q) + m0 * row_bytes;
-    const int blocks = x.blocks(), table_blocks = Palette ? w.table_cols / kBlock : blocks;
-    const std::size_t first_table = Palette ? static_cast<std::size_t>(g) * (blocks / table_blocks) : 0;
+    const auto* q = reinterpret_cast<const std::int8_t*>(x.q) + m0 * stride;
+    const int blocks = x.blocks(), table_blocks = palette ? w.table_cols / kBlock : blocks;
+    const std::size_t first_table = static_cast<std::size_t>(g) * w.tables_of_group();
     float32x4_t f[M][V];
     for (int m = 0; m < M; ++m)
       for (int v = 0; v < V; ++v) f[m][v] = vdupq_n_f32(0.0f);
-    for (int b = 0; b < blocks; ++b) {
+    for (int b = 0; b < blocks; ++b, line += kBlock / kColumns<Bits> * kColumnBytes<Bits>) {
       int8x16_t entries = vdupq_n_s8(0);
       float t = 1.0f;
-      if constexpr (Palette) {
+      if constexpr (palette) {
         const std::size_t i = first_table + b / table_blocks;
-        entries = vld1q_s8(w.tables + 16 * i);
+        entries = load_table<Bits>(w.tables + (i << Bits));
         t = half(w.table_scales[i]);
       }
+      bool fine = false;
+      for (int m = 0; m < M; ++m) fine |= x.fine[static_cast<std::size_t>(m0 + m) * blocks + b] != 0;
       Part part;
-      for (int m = 0; m < M; ++m)
-        for (int v = 0; v < V; ++v) part.high[m][v] = part.low[m][v] = vdupq_n_s32(0);
-      for (int k = 0; k < kBlock; k += 16) {
-        for (int m = 0; m < M; ++m) {
-          const std::int8_t* p = q + m * row_bytes + b * kBlock + k;
-          part.x_high[m] = vld1q_s8(p);
-          part.x_low[m] = vld1q_s8(p + x.cols);
-        }
-        if constexpr (Palette) {
-          part.template add_palette_line<0>(line, entries);
-          part.template add_palette_line<2>(line + 64, entries);
-          line += 2 * 64;
-        } else {
-          part.template add_int8_line<0>(line);
-          part.template add_int8_line<1>(line + 64);
-          part.template add_int8_line<2>(line + 2 * 64);
-          part.template add_int8_line<3>(line + 3 * 64);
-          line += 4 * 64;
-        }
-      }
+      if (fine)
+        part.template block<true>(line, entries, q + b * kBlock, stride, low_plane);
+      else
+        part.template block<false>(line, entries, q + b * kBlock, stride, low_plane);
       for (int m = 0; m < M; ++m) {
         const float32x4_t scale = vdupq_n_f32(x.scale[static_cast<std::size_t>(m0 + m) * blocks + b] * t);
         for (int v = 0; v < V; ++v) {
@@ -114,16 +108,22 @@ struct Part {
   }
 };
 
-template <bool Palette>
+template <int Bits>
 void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
             std::uint8_t*) {
   for (int g = g0; g < g1; ++g) {
     int m = 0; // 16 accumulators, or 8 for the last token
     for (; m + 4 <= x.rows; m += 4)
-      for (int v = 0; v < 4; v += 2) Part<Palette, 4, 2>::multiply(w, g, v, x, m, y + m * y_stride, y_stride);
-    for (; m + 2 <= x.rows; m += 2) Part<Palette, 2, 4>::multiply(w, g, 0, x, m, y + m * y_stride, y_stride);
-    for (; m < x.rows; ++m) Part<Palette, 1, 4>::multiply(w, g, 0, x, m, y + m * y_stride, y_stride);
+      for (int v = 0; v < 4; v += 2) Part<Bits, 4, 2>::multiply(w, g, v, x, m, y + m * y_stride, y_stride);
+    for (; m + 2 <= x.rows; m += 2) Part<Bits, 2, 4>::multiply(w, g, 0, x, m, y + m * y_stride, y_stride);
+    for (; m < x.rows; ++m) Part<Bits, 1, 4>::multiply(w, g, 0, x, m, y + m * y_stride, y_stride);
   }
+}
+
+void matmul_palette(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+                    std::uint8_t* scratch) {
+  const auto work = w.bits == 4 ? matmul<4> : w.bits == 3 ? matmul<3> : matmul<2>;
+  work(w, g0, g1, x, y, y_stride, scratch);
 }
 
 } // namespace
@@ -131,8 +131,8 @@ void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::
 const Kernels* neon_dot_kernels() {
   static const Kernels kernels = [] {
     Kernels k = VectorKernels<NeonDot>::table("neon_dot");
-    k.matmul_palette = matmul<true>;
-    k.matmul_int8 = matmul<false>;
+    k.matmul_palette = matmul_palette;
+    k.matmul_int8 = matmul<8>;
     return k;
   }();
   return &kernels;

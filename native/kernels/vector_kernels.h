@@ -1,7 +1,7 @@
 // The floating-point kernels, written once over a vector type V that each instruction set supplies:
-// V::F, V::width, load, store, set1, fma(a, b, c) = a * b + c, add, sub, mul, div, max, abs, round_to_int8,
-// exp2i (2^n for whole n), zero_below, reduce_add, reduce_max, bf16 (width values), bf16_pairs (low and high
-// halves of 32-bit lanes), any_equal.
+// V::F, V::width, load, store, set1, fma(a, b, c) = a * b + c, add, sub, mul, div, max, abs, round,
+// exp2i (2^n for whole n), zero_below, store_coarse, store_fine, reduce_add, reduce_max, bf16 (width values),
+// bf16_pairs (low and high halves of 32-bit lanes), any_equal.
 //
 // Every output row and token is folded in one fixed order whatever the tile sizes: results do not depend on
 // the batch. V lives in an unnamed namespace of its file, so that no instantiation is shared between
@@ -46,9 +46,16 @@ struct VectorKernels {
     return V::zero_below(x, V::set1(-87.0f), V::mul(p, V::exp2i(n)));
   }
 
-  static void quantize(const float* x, int c0, int c1, const QuantRows& rows, int m) {
+  static void quantize(const float* x, const QuantRows& rows, int m) {
+    const int blocks = rows.blocks();
     std::uint8_t* q = rows.q + static_cast<std::size_t>(m) * 2 * rows.cols;
-    for (int b = c0 / kBlock; b < c1 / kBlock; ++b) {
+    float* scale = rows.scale + static_cast<std::size_t>(m) * blocks;
+    std::int32_t* offset = rows.offset + static_cast<std::size_t>(m) * blocks;
+    std::uint8_t* fine = rows.fine + static_cast<std::size_t>(m) * blocks;
+    // All blocks at 8 bits; the row's energy from whole numbers, so that every instruction set finds the
+    // same.
+    double energy = 0.0;
+    for (int b = 0; b < blocks; ++b) {
       const float* p = x + b * kBlock;
       F largest_lanes = V::set1(0.0f), nothing = V::set1(0.0f);
       for (int i = 0; i < kBlock; i += W) {
@@ -57,19 +64,26 @@ struct VectorKernels {
       }
       const float largest = V::reduce_max(largest_lanes);
       // Blocks of zeros, of infinities and of NaN say nothing.
-      const bool usable = largest > 1e-30f && largest < 1e30f && V::reduce_add(nothing) == 0.0f;
-      if (!usable) {
-        for (int i = 0; i < kBlock; i += W) V::store_quantized(V::set1(0.0f), q, rows.cols, b * kBlock + i);
-        rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = 0.0f;
-        rows.offset[static_cast<std::size_t>(m) * rows.blocks() + b] = 0;
-        continue;
-      }
-      const F inverse = V::set1(kQuantMax / largest);
+      const bool usable = largest > 1e-25f && largest < 1e25f && V::reduce_add(nothing) == 0.0f;
+      const F inverse = V::set1(usable ? 127.0f / largest : 0.0f);
+      std::int32_t sum = 0, squares = 0;
+      for (int i = 0; i < kBlock; i += W)
+        V::store_coarse(usable ? V::mul(V::load(p + i), inverse) : inverse, q, rows.cols, b * kBlock + i, sum,
+                        squares);
+      scale[b] = usable ? largest / kQuantMax : 0.0f;
+      offset[b] = -128 * sum;
+      energy += static_cast<double>(scale[b]) * scale[b] * squares;
+    }
+    const double limit = energy * (static_cast<double>(kCoarseError) * 12.0 / kBlock);
+    for (int b = 0; b < blocks; ++b) {
+      fine[b] = static_cast<double>(scale[b]) * scale[b] > limit;
+      if (!fine[b]) continue;
+      const float* p = x + b * kBlock;
+      const F inverse = V::set1(1.0f / scale[b]);
       std::int32_t sum = 0;
       for (int i = 0; i < kBlock; i += W)
-        sum += V::store_quantized(V::mul(V::load(p + i), inverse), q, rows.cols, b * kBlock + i);
-      rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = largest / kQuantMax;
-      rows.offset[static_cast<std::size_t>(m) * rows.blocks() + b] = -128 * sum;
+        sum += V::store_fine(V::mul(V::load(p + i), inverse), q, rows.cols, b * kBlock + i);
+      offset[b] = -sum;
     }
   }
 

@@ -70,7 +70,7 @@ void Tensors::add_floats(const std::string& name, DType dtype, std::vector<std::
   }
 }
 
-void add_matrix(Tensors& tensors, const std::string& module, Format format, int rows, int cols,
+void add_matrix(Tensors& tensors, const std::string& module, Format format, int rows, int cols, int bits,
                 int table_cols, Random& random) {
   const std::string weight = module + ".weight";
   const float size = 1.0f / std::sqrt(static_cast<float>(cols));
@@ -81,20 +81,23 @@ void add_matrix(Tensors& tensors, const std::string& module, Format format, int 
   }
   const int groups = rows / kGroupRows;
   const bool palette = format == Format::palette;
-  std::uint8_t* data = tensors.add(weight + (palette ? "_indices" : "_int8"), DType::u8,
-                                   {groups, cols / (palette ? 8 : 4), 64});
-  const std::size_t bytes = static_cast<std::size_t>(rows) * cols / (palette ? 2 : 1);
+  std::vector<std::int64_t> shape = {groups, cols / 4, 64};
+  if (palette)
+    shape = bits == 3 ? std::vector<std::int64_t>{groups, cols / 32, 3, 64}
+                      : std::vector<std::int64_t>{groups, cols * bits / 32, 64};
+  std::uint8_t* data = tensors.add(weight + (palette ? "_indices" : "_int8"), DType::u8, shape);
+  const std::size_t bytes = static_cast<std::size_t>(rows) * cols * (palette ? bits : 8) / 8;
   for (std::size_t i = 0; i < bytes; ++i) data[i] = static_cast<std::uint8_t>(random.next());
   std::uint8_t* row_scales = tensors.add(weight + "_row_scales", DType::f16, {rows});
   // Bytes are uniform, of standard deviation 74; table scales lie around 1.
   for (int r = 0; r < rows; ++r)
     put_half(row_scales, r, size * static_cast<float>(0.5 + random.uniform()) / 74.0f);
   if (!palette) return;
-  const int tables = cols / table_cols;
-  std::uint8_t* entries = tensors.add(weight + "_tables", DType::i8, {groups, tables, 16});
+  const int tables = cols / table_cols, colors = 1 << bits;
+  std::uint8_t* entries = tensors.add(weight + "_tables", DType::i8, {groups, tables, colors});
   std::uint8_t* table_scales = tensors.add(weight + "_table_scales", DType::f16, {groups, tables});
   for (int t = 0; t < groups * tables; ++t) {
-    for (int i = 0; i < 16; ++i) entries[16 * t + i] = static_cast<std::uint8_t>(random.next());
+    for (int i = 0; i < colors; ++i) entries[colors * t + i] = static_cast<std::uint8_t>(random.next());
     put_half(table_scales, t, static_cast<float>(0.5 + random.uniform()));
   }
 }
@@ -130,14 +133,15 @@ Tensors random_model(const ModelShape& s, std::uint64_t seed, Format format, boo
   const auto matrix = [&](const std::string& name, int rows, int cols) {
     constexpr Format kFormats[] = {Format::palette, Format::int8, Format::bf16};
     const Format f = mixed ? kFormats[turn++ % 3] : format;
-    add_matrix(tensors, name, f, rows, cols, random.chance(0.5) ? kBlock : cols, random);
+    add_matrix(tensors, name, f, rows, cols, random.integer(2, 4), random.chance(0.5) ? kBlock : cols,
+               random);
   };
   const auto ones = [&](const std::string& name, int size) {
     std::vector<float> values = random.normals(size, 0.1f);
     for (float& v : values) v += 1.0f;
     tensors.add_floats(name, DType::f32, {size}, values);
   };
-  add_matrix(tensors, "model.embed_tokens", Format::int8, s.vocab, s.hidden, 0, random);
+  add_matrix(tensors, "model.embed_tokens", Format::int8, s.vocab, s.hidden, 0, 0, random);
   for (int l = 0; l < s.layers; ++l) {
     const std::string prefix = "model.layers." + std::to_string(l) + ".", attention = prefix + "self_attn.";
     matrix(attention + "q_proj", s.q_rows(), s.hidden);

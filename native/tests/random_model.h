@@ -67,8 +67,9 @@ class Tensors {
   std::vector<std::unique_ptr<Aligned<std::uint8_t>>> bytes_;
 };
 
-// Adds the tensors of `module` [rows, cols]: random weights of variance 1 / cols.
-void add_matrix(Tensors& tensors, const std::string& module, Format format, int rows, int cols,
+// Adds the tensors of `module` [rows, cols]: random weights of variance 1 / cols. bits, table_cols: of a
+// palette.
+void add_matrix(Tensors& tensors, const std::string& module, Format format, int rows, int cols, int bits,
                 int table_cols, Random& random);
 
 // 2 layers, 4 query heads on 2 key/value heads, 160 tokens of vocabulary, 512 positions.
@@ -76,7 +77,7 @@ ModelShape small_shape();
 // Smaller yet, for the fuzzers: most of the time should go into the engine's bookkeeping.
 ModelShape tiny_shape();
 
-// Layers of `format`; `mixed`: the formats take turns. The embedding is int8.
+// Layers of `format`; `mixed`: the formats take turns. Palettes of 4, 3 and 2 bits, the embedding in int8.
 Tensors random_model(const ModelShape& shape, std::uint64_t seed, Format format, bool mixed = false);
 
 struct AdapterParts {
