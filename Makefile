@@ -57,6 +57,14 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 sanitize: $(VENV)/.test  ## build the native code with sanitizers (build/sanitize) and run its tests
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/sanitize.sh $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.test  ## fuzz the engine and the adapters for FUZZ_SECONDS (600) each
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/fuzz.sh $(ARGS)
+
+.PHONY: test-neon
+test-neon:  ## the native tests for ARM, cross-compiled and run by qemu
+	bash tools/neon.sh $(ARGS)
+
 ##@ Measure it
 
 .PHONY: bench

@@ -189,7 +189,7 @@ void sum_segments(const Kernels& kernels, const Lowering& lowering, const float*
 
 Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
                  const std::vector<std::pair<std::string, float>>& scales, Format format)
-    : layers_(shape.layers), number_(next_number()) {
+    : shape_(checked(shape)), layers_(shape.layers), number_(next_number()) {
   if (format == Format::palette) throw std::invalid_argument("an adapter is kept in bf16 or int8");
   std::unordered_map<std::string, std::pair<int, Projection>> places;
   for (int l = 0; l < shape.layers; ++l)
@@ -284,6 +284,11 @@ Adapter::Adapter(const ModelShape& shape, const TensorMap& tensors,
     }
     if (!writing) buffer_ = HugeArray<std::uint8_t>(pieces.used());
   }
+}
+
+bool Adapter::fits(const ModelShape& s) const {
+  return shape_.layers == s.layers && shape_.hidden == s.hidden && shape_.ffn == s.ffn &&
+         shape_.q_rows() == s.q_rows() && shape_.kv_rows() == s.kv_rows();
 }
 
 } // namespace pomona

@@ -44,7 +44,7 @@ class Adapter {
   // tensors: "model.layers.L.self_attn.q_proj.lora_A.weight" [rank, K] and "...lora_B.weight" [N, rank],
   // BF16, F16 or F32; copied. scales: one per adapted module (name without ".lora_A.weight"). format: bf16 or
   // int8. Rank and modules may differ per layer. std::invalid_argument for a tensor that is missing,
-  // unexpected, or of another shape.
+  // unexpected, or of another shape, and for sizes that make no model.
   Adapter(const ModelShape& shape, const TensorMap& tensors,
           const std::vector<std::pair<std::string, float>>& scales, Format format);
 
@@ -53,7 +53,7 @@ class Adapter {
     return layers_[layer].raisings[projection];
   }
   std::size_t bytes() const { return buffer_.size(); }
-  int layers() const { return static_cast<int>(layers_.size()); }
+  bool fits(const ModelShape& shape) const; // whether it was made for a model of these sizes
   int max_lanes() const { return max_lanes_; }
   int max_partials() const { return max_partials_; } // largest lanes * segments of an input
   std::uint64_t number() const {
@@ -66,6 +66,7 @@ class Adapter {
     std::array<Raising, kProjections> raisings;
   };
 
+  ModelShape shape_;
   HugeArray<std::uint8_t>
       buffer_; // factors and scales of all layers, in the order in which a step reads them
   std::vector<LayerFactors> layers_;

@@ -79,13 +79,13 @@ class Engine {
 
   void collect_moments(bool on);
   // Keys: module name of the first linear layer that reads the input, e.g. model.layers.0.self_attn.q_proj.
-  const std::map<std::string, Moments>& moments() const { return moments_; }
+  std::map<std::string, Moments> moments();
 
   const ModelShape& shape() const { return shape_; }
   const char* isa() const { return kernels_.name; }
   int threads() const { return pool_.size(); }
   int batch_tokens() const { return options_.batch_tokens; }
-  int free_tokens() const { return free_pages() * kPageTokens; }
+  int free_tokens();
   int reused_tokens(int sequence); // of its tokens, how many step() found in the prefix cache
   int kv_tokens() const { return cache_.pages() * kPageTokens; }
   std::size_t bytes_per_token() const { return weights_.bytes_per_token(); }

@@ -288,7 +288,7 @@ void Engine::project_head(int t, const Wanted& wanted) {
   for (int done = 0; done < count; done += tile) {
     const int n = std::min(tile, count - done);
     each_row(t, n, [&](int i) {
-      quant_head_.rows = n;
+      if (i == 0) quant_head_.rows = n; // one thread writes it; all read it after the barrier
       float* y = head_input_.data() + static_cast<std::size_t>(i) * hidden;
       norm(x_.data() + static_cast<std::size_t>(wanted.rows[done + i]) * hidden, weights_.final_norm, y);
       if (packed(head)) kernels_.quantize(y, quant_head_, i);

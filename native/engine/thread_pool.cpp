@@ -6,10 +6,17 @@ constexpr int kIdleSpins = 20000; // about 250 us between steps, then the worker
 } // namespace
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {
-  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (...) { // the system has no more threads: those that run must end before this object does
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true, std::memory_order_relaxed);

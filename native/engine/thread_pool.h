@@ -78,6 +78,7 @@ class ThreadPool {
  private:
   static void wait_for(const std::atomic<unsigned>& value, unsigned old);
   void work(int index);
+  void stop(); // ends the workers
 
   int threads_;
   alignas(64) std::atomic<int> arrived_{0};

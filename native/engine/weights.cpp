@@ -168,6 +168,19 @@ std::size_t move_to(Matrix& m, std::uint8_t* to) {
 
 } // namespace
 
+const ModelShape& checked(const ModelShape& s) {
+  constexpr int kMaxSize = 1 << 24, kMaxLayers = 1 << 14; // products of two sizes fit into an int
+  if (s.vocab < 1 || s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads != 0 ||
+      s.vocab > kMaxSize || s.layers > kMaxLayers || s.heads > kMaxSize / 512)
+    throw std::invalid_argument("the model's sizes make no model");
+  if (s.hidden < 16 || s.hidden % 16 != 0 || s.ffn < 16 || s.ffn % 16 != 0 || s.hidden > kMaxSize ||
+      s.ffn > kMaxSize)
+    throw std::invalid_argument("hidden_size and intermediate_size must be multiples of 16");
+  if (s.head_dim < 16 || s.head_dim % 16 != 0 || s.head_dim > 512)
+    throw std::invalid_argument("head_dim must be a multiple of 16, at most 512");
+  return s;
+}
+
 Matrix read_matrix(const TensorMap& tensors, const std::string& module, int rows, int cols) {
   return Reader(tensors).matrix(module, rows, cols);
 }

@@ -181,8 +181,12 @@ struct Kernels {
 inline std::size_t matmul_scratch(int cols) { return static_cast<std::size_t>(65) * cols + 64; }
 
 const Kernels& scalar_kernels();
-const Kernels* avx2_kernels();   // nullptr where it was not built
-const Kernels* avx512_kernels(); // nullptr where it was not built
+// Each of these is built for one processor family, and gives nullptr where its file was compiled without its
+// instructions.
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+const Kernels* neon_kernels();
+const Kernels* neon_dot_kernels();
 
 // "auto" or a name; throws std::invalid_argument that lists what this machine can run.
 const Kernels& select_kernels(const char* isa);

@@ -7,7 +7,6 @@ made for another base.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from pomona.models.safetensors_file import SafetensorsFile
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 MAX_RANK = 1024
+_MAX_ALPHA = 1e30  # far from the ends of float32, in which the scale is applied
 _PREFIX = "base_model.model."
 
 # What each of these must be for the adapter to be plain LoRA; the key's absence is fine.
@@ -122,7 +122,7 @@ def read_adapter(directory: Path | str, config: ModelConfig, base_fingerprint: s
     unexpected = sorted(set(file.tensors) - {_PREFIX + name for name in tensors})
     if unexpected:
         raise PomonaError(
-            f"{file.path}: tensor {unexpected[0]} belongs to no target module; save the adapter again"
+            f"{file.path}: tensor {unexpected[0]!r} belongs to no target module; save the adapter again"
         )
     return AdapterFile(directory, rank, made_for, tensors, dict.fromkeys(modules, alpha / rank))
 
@@ -143,7 +143,7 @@ def _check_options(raw: Mapping[str, Any], source: Path) -> tuple[int, float]:
     rank, alpha = raw.get("r"), raw.get("lora_alpha")
     if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= MAX_RANK:
         raise PomonaError(f"{source}: r = {rank!r} is no rank of 1 .. {MAX_RANK}; save the adapter again")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not math.isfinite(alpha):
+    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or not abs(alpha) <= _MAX_ALPHA:
         raise PomonaError(f"{source}: lora_alpha = {alpha!r} is no number; save the adapter again")
     return rank, float(alpha)
 
@@ -164,7 +164,7 @@ def _modules(raw: Mapping[str, Any], config: ModelConfig, source: Path) -> list[
         )
     if layers is not None:
         wanted = [layers] if isinstance(layers, int) else layers
-        if not isinstance(wanted, list) or not all(isinstance(i, int) for i in wanted):
+        if not isinstance(wanted, list) or not all(type(i) is int for i in wanted):
             raise PomonaError(f"{source}: layers_to_transform must be layer numbers")
         chosen = [m for m in chosen if int(m.split(".")[2]) in wanted]
         if not chosen:
