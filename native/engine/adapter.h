@@ -53,6 +53,7 @@ class Adapter {
     return layers_[layer].raisings[projection];
   }
   std::size_t bytes() const { return buffer_.size(); }
+  int layers() const { return static_cast<int>(layers_.size()); }
   bool fits(const ModelShape& shape) const; // whether it was made for a model of these sizes
   int max_lanes() const { return max_lanes_; }
   int max_partials() const { return max_partials_; } // largest lanes * segments of an input

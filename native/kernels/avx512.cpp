@@ -43,9 +43,6 @@ struct Avx512 {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
   }
-  static F int8(const std::int8_t* p) {
-    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
-  }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     const __m512i v = _mm512_loadu_si512(p);
     low = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
@@ -219,14 +216,6 @@ void group_matvec(const Matrix& w, int g, const QuantRows& x, int m, float* y) {
   store_rows(g, y, _mm512_mul_ps(f, row_scales(w, g)));
 }
 
-// Whether one of the rows m0 .. m0 + M - 1 needs the low plane of block b.
-template <int M>
-bool any_fine(const QuantRows& x, int m0, int b) {
-  unsigned any = 0;
-  for (int m = 0; m < M; ++m) any |= x.fine[static_cast<std::size_t>(m0 + m) * x.blocks() + b];
-  return any != 0;
-}
-
 // M quantised rows side by side, so that a kernel reads them at fixed distances from one pointer.
 template <int M>
 struct SideBySide {
@@ -355,6 +344,7 @@ void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRow
   const int blocks = x.blocks();
   const float* scale = x.scale + static_cast<std::size_t>(m0) * blocks;
   const std::int32_t* offset = x.offset + static_cast<std::size_t>(m0) * blocks;
+  const std::uint8_t* fine = x.fine + static_cast<std::size_t>(m0) * blocks;
   const auto* table_scales = reinterpret_cast<const float*>(tile + static_cast<std::size_t>(64) * x.cols);
   __m512 f[T][G];
   for (int t = 0; t < T; ++t)
@@ -363,27 +353,29 @@ void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRow
     __m512i acc[T][G];
     for (int t = 0; t < T; ++t)
       for (int g = 0; g < G; ++g) acc[t][g] = _mm512_set1_epi32(offset[t * blocks + b]);
-    const auto pass = [&](const std::uint8_t* q) __attribute__((always_inline)) {
-      const std::uint8_t* lines = tile + static_cast<std::size_t>(b) * (kBlock / 4) * G * 64;
-      for (int k = 0; k < kBlock; k += 4, lines += G * 64, q += 4) {
-        __m512i v[G];
-        for (int g = 0; g < G; ++g) v[g] = load_once(lines + 64 * g);
+    const std::uint8_t* const first = tile + static_cast<std::size_t>(b) * (kBlock / 4) * G * 64;
+    const std::uint8_t* const q0 = x.q + m0 * row_bytes + b * kBlock;
+    const std::uint8_t* lines = first;
+    for (const std::uint8_t* q = q0; q < q0 + kBlock; q += 4, lines += G * 64) {
+      __m512i v[G];
+      for (int g = 0; g < G; ++g) v[g] = load_once(lines + 64 * g);
 #pragma GCC unroll 4
-        for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], v[g], q + t * row_bytes);
-      }
-    };
-    const std::uint8_t* q = x.q + m0 * row_bytes + b * kBlock;
-    pass(q);
-    float factor = 128.0f; // of a coarse block: exact, and saves the shift
-    if (any_fine<T>(x, m0, b)) {
-      factor = 1.0f;
       for (int t = 0; t < T; ++t)
-        for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
-      pass(q + x.cols);
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], v[g], q + t * row_bytes);
     }
+#pragma GCC unroll 4
     for (int t = 0; t < T; ++t) {
+      float factor = 128.0f; // of a coarse block: exact, and saves the shift
+      if (fine[t * blocks + b] != 0) {
+        factor = 1.0f;
+        for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
+        lines = first;
+        const std::uint8_t* const low = q0 + t * row_bytes + x.cols;
+        for (const std::uint8_t* q = low; q < low + kBlock; q += 4, lines += G * 64)
+#pragma GCC unroll 4
+          for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], load_once(lines + 64 * g), q);
+      }
       const __m512 s = _mm512_set1_ps(factor * scale[t * blocks + b]);
       for (int g = 0; g < G; ++g) {
         const __m512 product = Bits < 8 ? _mm512_mul_ps(s, _mm512_set1_ps(table_scales[b * G + g])) : s;

@@ -12,8 +12,7 @@
 // A fine block has 15 bits, x_q = 128 high + low (an exact split into two int8 passes of VNNI); a coarse one
 // 8, x_q = 128 high, and the second pass is left out. Why not 8 bits for all: activations have outliers, and
 // that costs a mean KL of 5e-3 to 1e-2 on SmolLM2-135M. A block is fine when its rounding error at 8 bits
-// would exceed kCoarseError of the row's energy: about one block in eight where compression has sorted the
-// channels by size.
+// would exceed kCoarseError of the row's energy: about one block in three.
 //
 // Shape letters: M activation rows (tokens), N output rows, K input columns, D head dimension.
 #pragma once

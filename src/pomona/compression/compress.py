@@ -3,7 +3,7 @@
     pomona compress smollm2-135m
 
 Projections become palettes of 4, 3 or 2 bits fitted by weighted k-means, embedding and head int8 rows; norms
-and biases are copied. Channels are sorted by size first (channels.py). One tensor is in memory at a time.
+and biases are copied. One tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 from pomona import _native
 from pomona.compression.allocate import Choice, allocate
 from pomona.compression.calibrate import calibrate, uniform
-from pomona.compression.channels import ChannelOrder, channel_order
 from pomona.compression.report import REPORT_FILE, CompressionReport, TensorReport
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -119,13 +118,14 @@ def compress(
     need = sum(spec.nbytes for plan in plans for spec in plan.specs)
     threads = threads or len(os.sched_getaffinity(0))
     with ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer:
-        importance, order = _calibrated(source, config, calibration, threads, progress)
+        importance = _importance(source, config, calibration, threads, progress)
         with Checkpoint(source) as checkpoint:
-            read = _Reader(checkpoint, order)
             if bits not in PALETTE_BITS:
-                chosen = _allocate(read, config, table_columns, importance, bits, threads, progress)
+                chosen = _allocate(checkpoint, config, table_columns, importance, bits, threads, progress)
                 plans = _plan(config, table_columns, chosen)
-            errors = _write_weights(read, plans, importance, writer.path / WEIGHTS_FILE, threads, progress)
+            errors = _write_weights(
+                checkpoint, plans, importance, writer.path / WEIGHTS_FILE, threads, progress
+            )
             source_bytes = sum(info.end - info.start for info in checkpoint.tensors.values())
         packed = {plan.module: plan.bits for plan in plans if plan.format != "copy"}
         with Checkpoint(writer.path) as written:
@@ -156,7 +156,7 @@ def _plan(config: ModelConfig, table_columns: int, bits: Mapping[str, int]) -> l
 
 
 def _allocate(
-    read: _Reader,
+    checkpoint: Checkpoint,
     config: ModelConfig,
     table_columns: int,
     importance: Mapping[str, NDArray[np.float32]],
@@ -173,7 +173,7 @@ def _allocate(
             if progress is not None:
                 progress(f"try {width} bits", done, len(plans))
             if plan.format == "palette":
-                _, error = _pack(read, plan, importance, threads)
+                _, error = _pack(checkpoint, plan, importance, threads)
                 size = sum(spec.nbytes for spec in plan.specs)
                 choices.setdefault(plan.module, []).append(Choice(width, size, error**2))
         if progress is not None:
@@ -187,41 +187,17 @@ def _table_columns(columns: int, wanted: int) -> int:
     return max(c for c in range(BLOCK, min(columns, max(wanted, BLOCK)) + 1, BLOCK) if columns % c == 0)
 
 
-class _Reader:
-    """The tensors of a checkpoint, their channels in the new order."""
-
-    def __init__(self, checkpoint: Checkpoint, order: ChannelOrder | None) -> None:
-        self.checkpoint = checkpoint
-        self._order = order
-
-    def __call__(self, plan: _Plan) -> NDArray[np.uint16]:
-        stored = self.checkpoint.array(plan.name)
-        where = self.checkpoint.directory
-        if stored.dtype != np.uint16 or stored.shape != plan.shape:
-            raise PomonaError(
-                f"{where}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; pull the model again"
-            )
-        if ((stored & 0x7F80) == 0x7F80).any():
-            raise PomonaError(
-                f"{where}: tensor {plan.name!r} holds a value that is not finite; get a sound checkpoint"
-            )
-        return stored if self._order is None else self._order.apply(plan.name, stored)
-
-
-def _calibrated(
+def _importance(
     source: Path, config: ModelConfig, calibration: str | Path, threads: int, progress: Progress | None
-) -> tuple[Mapping[str, NDArray[np.float32]], ChannelOrder | None]:
-    """Importance by module and the order of the channels; in it the importance is given."""
+) -> Mapping[str, NDArray[np.float32]]:
     if calibration == "none":
-        return uniform(config), None
+        return uniform(config)
     engine = Engine.load(source, threads=threads)
-    importance = calibrate(engine, Tokenizer.from_directory(source), calibration, progress=progress)
-    order = channel_order(config, importance)
-    return {module: order.importance(module, columns) for module, columns in importance.items()}, order
+    return calibrate(engine, Tokenizer.from_directory(source), calibration, progress=progress)
 
 
 def _write_weights(
-    read: _Reader,
+    checkpoint: Checkpoint,
     plans: list[_Plan],
     importance: Mapping[str, NDArray[np.float32]],
     path: Path,
@@ -241,7 +217,7 @@ def _write_weights(
         for spec in specs:
             if spec.name not in ready:
                 plan = owner[spec.name]
-                parts, errors[plan.name] = _pack(read, plan, importance, threads)
+                parts, errors[plan.name] = _pack(checkpoint, plan, importance, threads)
                 ready.update(parts)
                 done += math.prod(plan.shape)
                 if progress is not None:
@@ -251,10 +227,18 @@ def _write_weights(
 
 
 def _pack(
-    read: _Reader, plan: _Plan, importance: Mapping[str, NDArray[np.float32]], threads: int
+    checkpoint: Checkpoint, plan: _Plan, importance: Mapping[str, NDArray[np.float32]], threads: int
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """The packed parts of a weight and its relative error."""
-    stored, where = read(plan), read.checkpoint.directory
+    stored, where = checkpoint.array(plan.name), checkpoint.directory
+    if stored.dtype != np.uint16 or stored.shape != plan.shape:
+        raise PomonaError(
+            f"{where}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; pull the model again"
+        )
+    if ((stored & 0x7F80) == 0x7F80).any():
+        raise PomonaError(
+            f"{where}: tensor {plan.name!r} holds a value that is not finite; get a sound checkpoint"
+        )
     if plan.format == "copy":
         return {plan.name: stored}, 0.0
     weight = float32_from_bf16(stored)
