@@ -43,6 +43,9 @@ struct Avx512 {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
   }
+  static F int8(const std::int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     const __m512i v = _mm512_loadu_si512(p);
     low = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));

@@ -40,6 +40,12 @@ struct NeonOperations {
   static bool any_equal(F a, F b) { return vmaxvq_u32(vceqq_f32(a, b)) != 0; }
 
   static F bf16(const std::uint16_t* p) { return vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16)); }
+  static F int8(const std::int8_t* p) {
+    std::int32_t four;
+    std::memcpy(&four, p, 4);
+    const int16x8_t wide = vmovl_s8(vreinterpret_s8_s32(vdup_n_s32(four)));
+    return vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide)));
+  }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     const uint32x4_t v = vreinterpretq_u32_u16(vld1q_u16(p));
     low = vreinterpretq_f32_u32(vshlq_n_u32(v, 16));
