@@ -44,7 +44,7 @@ class Adapter {
   // tensors: "model.layers.L.self_attn.q_proj.lora_A.weight" [rank, K] and "...lora_B.weight" [N, rank],
   // BF16, F16 or F32; copied. scales: one per adapted module (name without ".lora_A.weight"). format: bf16 or
   // int8. Rank and modules may differ per layer. std::invalid_argument for a tensor that is missing,
-  // unexpected, or of another shape, and for sizes that make no model.
+  // unexpected, of another shape, or with a value that is not finite, and for sizes that make no model.
   Adapter(const ModelShape& shape, const TensorMap& tensors,
           const std::vector<std::pair<std::string, float>>& scales, Format format);
 

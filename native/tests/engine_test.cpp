@@ -52,10 +52,11 @@ std::vector<std::vector<int>> together(Engine& engine, const std::vector<Request
   for (int i = 0; i < steps; ++i) {
     std::vector<StepInput> inputs;
     for (std::size_t r = 0; r < requests.size(); ++r) inputs.push_back({sequences[r], next[r], {}, {}});
-    const std::vector<int> sampled = engine.step(inputs);
+    const std::vector<std::vector<int>> sampled = engine.step(inputs);
     for (std::size_t r = 0; r < requests.size(); ++r) {
-      said[r].push_back(sampled[r]);
-      next[r] = {sampled[r]};
+      REQUIRE(sampled[r].size() == 1);
+      said[r].push_back(sampled[r][0]);
+      next[r] = sampled[r];
     }
   }
   for (const int s : sequences) engine.free_sequence(s);
@@ -132,16 +133,16 @@ TEST_CASE("a prefix that is found in the cache gives the same tokens") {
     const std::vector<int> expected = greedy(plain, prompt, 20, a);
     REQUIRE(greedy(caching, prompt, 20, a) == expected);
     const int sequence = caching.new_sequence(a);
-    REQUIRE(caching.step({StepInput{sequence, prompt, {}, {}}}).at(0) == expected[0]);
+    REQUIRE(caching.step({StepInput{sequence, prompt, {}, {}}}).at(0).at(0) == expected[0]);
     REQUIRE(caching.reused_tokens(sequence) == 96);
     // Cut in the middle of a shared page and gone on with: the page is copied, not changed.
     caching.truncate(sequence, 50);
     const Tokens other = random_tokens(shape, 20, random);
     Tokens whole(prompt.begin(), prompt.begin() + 50);
     whole.insert(whole.end(), other.begin(), other.end());
-    std::vector<int> said = {caching.step({StepInput{sequence, other, {}, {}}}).at(0)};
+    std::vector<int> said = {caching.step({StepInput{sequence, other, {}, {}}}).at(0).at(0)};
     for (int i = 1; i < 10; ++i)
-      said.push_back(caching.step({StepInput{sequence, {said.back()}, {}, {}}}).at(0));
+      said.push_back(caching.step({StepInput{sequence, {said.back()}, {}, {}}}).at(0).at(0));
     REQUIRE(said == greedy(plain, whole, 10, a));
     REQUIRE(greedy(caching, prompt, 20, a) == expected);
     caching.free_sequence(sequence);
@@ -196,7 +197,7 @@ TEST_CASE("what is refused changes nothing") {
   CHECK(engine.length(third) == 0);
   std::vector<int> said = {expected[0]};
   for (int i = 1; i < 10; ++i)
-    said.push_back(engine.step({StepInput{sequence, {said.back()}, {}, {}}}).at(0));
+    said.push_back(engine.step({StepInput{sequence, {said.back()}, {}, {}}}).at(0).at(0));
   CHECK(said == expected);
   for (const int s : {sequence, other, third}) engine.free_sequence(s);
   CHECK_THROWS_AS(engine.free_sequence(other), std::invalid_argument);
@@ -229,13 +230,13 @@ TEST_CASE("sizes that make no model are refused, by engine and adapter alike") {
       *parts[part] = bad;
       if (part == 3) shape.kv_heads = bad == 17 ? 3 : bad;
       CHECK_THROWS_AS(Engine(shape, nothing.map(), options("auto", 1)), std::invalid_argument);
-      CHECK_THROWS_AS(Adapter(shape, nothing.map(), {}), std::invalid_argument);
+      CHECK_THROWS_AS(Adapter(shape, nothing.map(), {}, Format::bf16), std::invalid_argument);
     }
     if (bad == 17) continue;
     ModelShape layers = small_shape(), vocab = small_shape();
     layers.layers = bad;
     vocab.vocab = bad;
-    CHECK_THROWS_AS(Adapter(layers, nothing.map(), {}), std::invalid_argument);
+    CHECK_THROWS_AS(Adapter(layers, nothing.map(), {}, Format::bf16), std::invalid_argument);
     CHECK_THROWS_AS(Engine(vocab, nothing.map(), options("auto", 1)), std::invalid_argument);
   }
 }
@@ -261,7 +262,7 @@ TEST_CASE("sampling values that are no numbers still give a token") {
     if (random.chance(0.3)) mask.assign((shape.vocab + 31) / 32, random.chance(0.3) ? 0u : 0x00f0f001u);
     const int sequence = engine.new_sequence();
     const int token =
-        engine.step({StepInput{sequence, random_tokens(shape, 3, random), sampling, mask}}).at(0);
+        engine.step({StepInput{sequence, random_tokens(shape, 3, random), sampling, mask}}).at(0).at(0);
     CHECK(token >= 0);
     CHECK(token < shape.vocab);
     engine.free_sequence(sequence);

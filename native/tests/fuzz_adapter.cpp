@@ -107,11 +107,11 @@ void run_beside(const std::shared_ptr<const Adapter>& adapter) {
   const int plain = w.engine->new_sequence(), adapted = w.engine->new_sequence(adapter);
   std::vector<std::int32_t> next = w.prompt, other = {3, 1, 4, 1, 5};
   for (const int expected : w.expected) {
-    const std::vector<int> sampled = w.engine->step({{adapted, other, {}, {}}, {plain, next, {}, {}}});
-    expect(sampled[1] == expected, "a sequence does not see its neighbour's adapter");
-    expect(sampled[0] >= 0 && sampled[0] < w.shape.vocab, "a sampled token is one of the vocabulary");
-    next = {sampled[1]};
-    other = {sampled[0]};
+    const auto sampled = w.engine->step({{adapted, other, {}, {}}, {plain, next, {}, {}}});
+    other = sampled[0];
+    next = sampled[1];
+    expect(next.at(0) == expected, "a sequence does not see its neighbour's adapter");
+    expect(other.at(0) >= 0 && other.at(0) < w.shape.vocab, "a sampled token is one of the vocabulary");
   }
   w.engine->free_sequence(plain);
   w.engine->free_sequence(adapted);

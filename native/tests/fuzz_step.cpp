@@ -30,7 +30,7 @@ struct World {
 
   int next_of(const Tokens& tokens, int adapter) const {
     const int sequence = oracle->new_sequence(adapters[adapter]);
-    const int token = oracle->step({StepInput{sequence, tokens, {}, {}}}).at(0);
+    const int token = oracle->step({StepInput{sequence, tokens, {}, {}}}).at(0).at(0);
     oracle->free_sequence(sequence);
     return token;
   }
@@ -184,19 +184,45 @@ class Run {
 
   void step() {
     std::vector<StepInput> inputs(in_.one_in(3) ? in_.integer(0, 4) : 1);
-    for (StepInput& input : inputs)
+    for (StepInput& input : inputs) {
       input = {some_sequence(), some_tokens(in_.one_in(4) ? 50 : 8), some_sampling(), some_mask()};
-    std::vector<int> sampled;
+      if (in_.one_in(3)) input.drafts = some_drafts(input);
+    }
+    std::vector<std::vector<int>> sampled;
     if (!works([&] { sampled = engine_.step(inputs); })) return;
-    expect(sampled.size() == inputs.size(), "a step gives one token per input");
+    expect(sampled.size() == inputs.size(), "a step gives something for every input");
     for (std::size_t i = 0; i < inputs.size(); ++i) {
-      Mirror& m = append(inputs[i].sequence, inputs[i].tokens);
-      expect(sampled[i] >= 0 && sampled[i] < world().shape.vocab, "a sampled token is one of the vocabulary");
+      const Tokens& drafts = inputs[i].drafts;
+      const std::size_t accepted = sampled[i].size() - 1;
+      expect(!sampled[i].empty() && accepted <= drafts.size(), "one token and as many as there are drafts");
+      Tokens tokens = inputs[i].tokens;
+      tokens.insert(tokens.end(), drafts.begin(), drafts.begin() + static_cast<std::ptrdiff_t>(accepted));
+      for (std::size_t j = 0; j < accepted; ++j) expect(sampled[i][j] == drafts[j], "right drafts are kept");
+      Mirror& m = append(inputs[i].sequence, tokens);
+      const int last = sampled[i].back();
+      expect(last >= 0 && last < world().shape.vocab, "a sampled token is one of the vocabulary");
+      expect(accepted == drafts.size() || last != drafts[accepted], "no right draft is refused");
       const Sampling& s = inputs[i].sampling;
       if (s.temperature == 0.0f && s.repetition_penalty == 1.0f && inputs[i].mask.empty() && in_.one_in(2))
-        expect(sampled[i] == world().next_of(m.tokens, m.adapter),
-               "a greedy token depends on its sequence alone");
+        expect(last == world().next_of(m.tokens, m.adapter), "a greedy token depends on its sequence alone");
     }
+  }
+
+  // Anything, or what greedy decoding will say, for a part.
+  Tokens some_drafts(const StepInput& input) {
+    Tokens drafts = some_tokens(6);
+    const auto it = mirror_.find(input.sequence);
+    if (it == mirror_.end() || in_.one_in(2)) return drafts;
+    Tokens tokens = it->second.tokens;
+    tokens.insert(tokens.end(), input.tokens.begin(), input.tokens.end());
+    for (const std::int32_t t : tokens)
+      if (t < 0 || t >= world().shape.vocab) return drafts;
+    if (tokens.empty() || tokens.size() > 100) return drafts;
+    for (std::size_t i = 0; i < drafts.size() && i < 3; ++i) {
+      drafts[i] = world().next_of(tokens, it->second.adapter);
+      tokens.push_back(drafts[i]);
+    }
+    return drafts;
   }
 
   void logits() {
@@ -251,7 +277,7 @@ class Run {
     Mirror& m = mirror_[id];
     if (static_cast<int>(m.tokens.size()) >= world().shape.max_positions || !in_.one_in(2)) return;
     int token = -1;
-    if (!works([&] { token = engine_.step({StepInput{id, {5}, {}, {}}}).at(0); })) return;
+    if (!works([&] { token = engine_.step({StepInput{id, {5}, {}, {}}}).at(0).at(0); })) return;
     append(id, {5});
     expect(token == world().next_of(m.tokens, m.adapter), "the next token is that of a fresh computation");
   }

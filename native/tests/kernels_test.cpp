@@ -91,20 +91,64 @@ TEST_CASE("bf16 products are right to rounding and do not depend on the batch") 
   }
 }
 
-TEST_CASE("the second half of an adapter has the scalar bits") {
+// Bytes of `count` elements of an adapter's factor.
+std::vector<std::uint8_t> random_elements(Random& random, Format format, std::size_t count) {
+  std::vector<std::uint8_t> bytes(count * (format == Format::bf16 ? 2 : 1));
+  if (format == Format::bf16) {
+    const std::vector<std::uint16_t> values = to_bf16s(random.normals(count));
+    std::memcpy(bytes.data(), values.data(), bytes.size());
+  } else {
+    for (std::uint8_t& byte : bytes)
+      byte = static_cast<std::uint8_t>(static_cast<std::int8_t>(random.integer(-127, 127)));
+  }
+  return bytes;
+}
+
+TEST_CASE("both halves of an adapter have the scalar bits, in any tiles") {
   Random random(12);
-  for (int round = 0; round < 30; ++round) {
-    const int groups = random.integer(1, 5), rank = 2 * random.integer(1, 20), m = random.integer(1, 9);
-    const int rows = groups * kGroupRows, g0 = random.integer(0, groups - 1);
-    const int g1 = random.integer(g0 + 1, groups), u_stride = rank + random.integer(0, 5);
-    const std::vector<std::uint16_t> b = to_bf16s(random.normals(static_cast<std::size_t>(rows) * rank));
-    const Floats u = random.normals(static_cast<std::size_t>(m) * u_stride);
-    const Floats before = random.normals(static_cast<std::size_t>(m) * rows);
+  for (int round = 0; round < 40; ++round) {
+    const Format format = random.chance(0.5) ? Format::bf16 : Format::int8;
+    const int m = random.integer(1, 9), cols = 16 * random.integer(1, 20);
+    LowerFactor a;
+    a.format = format;
+    a.lanes = kGroupRows * random.integer(1, 4);
+    a.cols = cols;
+    const std::vector<std::uint8_t> a_bytes =
+        random_elements(random, format, static_cast<std::size_t>(a.lanes) * cols);
+    const Floats a_scales = random.normals(a.units());
+    a.data = a_bytes.data();
+    a.scales = format == Format::int8 ? a_scales.data() : nullptr;
+    const Floats x = random.normals(static_cast<std::size_t>(m) * cols);
+    const auto lowered = [&](const Kernels& k, int m0, int m1) {
+      Floats u(static_cast<std::size_t>(m1 - m0) * a.lanes);
+      k.lower(a, 0, a.units(), x.data() + static_cast<std::size_t>(m0) * cols, cols, m1 - m0, u.data(),
+              a.lanes, 0);
+      return u;
+    };
+    const Floats u = lowered(scalar_kernels(), 0, m);
+
+    const int groups = random.integer(1, 5), g0 = random.integer(0, groups - 1);
+    RaiseFactor b;
+    b.format = format;
+    b.rows = groups * kGroupRows;
+    b.rank = 2 * random.integer(1, a.lanes / 2);
+    const std::vector<std::uint8_t> b_bytes =
+        random_elements(random, format, static_cast<std::size_t>(b.rows) * b.rank);
+    const Floats b_scales = random.normals(groups);
+    b.data = b_bytes.data();
+    b.scales = format == Format::int8 ? b_scales.data() : nullptr;
+    const int g1 = random.integer(g0 + 1, groups);
+    const Floats before = random.normals(static_cast<std::size_t>(m) * b.rows);
     Floats expected = before;
-    scalar_kernels().add_low_rank(b.data(), rank, g0, g1, u.data(), u_stride, m, 0.7f, expected.data(), rows);
+    scalar_kernels().raise(b, g0, g1, u.data(), a.lanes, m, expected.data(), b.rows);
     on_all([&](const Kernels& k) {
+      REQUIRE(same_bits(lowered(k, 0, m), u));
+      for (int row = 0; row < m; ++row)
+        REQUIRE(std::memcmp(lowered(k, row, row + 1).data(),
+                            u.data() + static_cast<std::size_t>(row) * a.lanes,
+                            a.lanes * sizeof(float)) == 0);
       Floats y = before;
-      k.add_low_rank(b.data(), rank, g0, g1, u.data(), u_stride, m, 0.7f, y.data(), rows);
+      k.raise(b, g0, g1, u.data(), a.lanes, m, y.data(), b.rows);
       REQUIRE(same_bits(y, expected));
     });
   }
@@ -169,7 +213,9 @@ TEST_CASE("keys and values are stored with the scalar bits, and attention over t
   for (int round = 0; round < 25; ++round) {
     const int d = 16 * random.integer(1, 8), tokens = random.integer(1, kChunkTokens);
     const int rows = random.integer(1, 13), pages = (tokens + kPageTokens - 1) / kPageTokens;
-    const std::size_t page_size = static_cast<std::size_t>(2) * kPageTokens * d;
+    const Format format = random.chance(0.5) ? Format::bf16 : Format::int8;
+    const double tolerance = format == Format::bf16 ? 1e-4 : 0.1;
+    const std::size_t page_size = page_block_bytes(format, d);
     const Floats q =
         random.normals(static_cast<std::size_t>(rows) * d, 1.0f / std::sqrt(static_cast<float>(d)));
     Floats keys = random.normals(static_cast<std::size_t>(tokens) * d, 2.0f);
@@ -179,14 +225,14 @@ TEST_CASE("keys and values are stored with the scalar bits, and attention over t
 
     const auto store = [&](const Kernels& k) {
       // What an earlier owner left: no numbers, in the places that no token of ours has.
-      std::vector<std::uint16_t> cache(pages * page_size, to_bf16(kNan));
+      std::vector<std::uint8_t> cache(pages * page_size, 0xff);
       for (int t = 0; t < tokens; ++t)
-        k.store_kv(cache.data() + t / kPageTokens * page_size, t % kPageTokens, keys.data() + t * d,
+        k.store_kv(format, cache.data() + t / kPageTokens * page_size, t % kPageTokens, keys.data() + t * d,
                    values.data() + t * d, d);
       return cache;
     };
-    const std::vector<std::uint16_t> cache = store(scalar_kernels());
-    std::vector<const std::uint16_t*> blocks;
+    const std::vector<std::uint8_t> cache = store(scalar_kernels());
+    std::vector<const std::uint8_t*> blocks;
     for (int p = 0; p < pages; ++p) blocks.push_back(cache.data() + p * page_size);
 
     struct Result {
@@ -194,8 +240,8 @@ TEST_CASE("keys and values are stored with the scalar bits, and attention over t
     };
     const auto attend = [&](const Kernels& k, int first, int count) {
       Result r{Floats(count), Floats(count), Floats(static_cast<std::size_t>(count) * d)};
-      k.attend({count, d, q.data() + first * d, blocks.data(), tokens, visible.data() + first, r.max.data(),
-                r.sum.data(), r.out.data()});
+      k.attend({format, count, d, q.data() + first * d, blocks.data(), tokens, visible.data() + first,
+                r.max.data(), r.sum.data(), r.out.data()});
       return r;
     };
     const Result expected = attend(scalar_kernels(), 0, rows);
@@ -229,8 +275,9 @@ TEST_CASE("keys and values are stored with the scalar bits, and attention over t
           for (int j = 0; j < d; ++j) mixed[j] += w * from_bf16(to_bf16(values[t * d + j]));
         }
         for (int j = 0; j < d; ++j)
-          REQUIRE(together.out[i * d + j] / together.sum[i] ==
-                  doctest::Approx(mixed[j] / sum).epsilon(1e-4).scale(0.1));
+          REQUIRE(
+              together.out[i * d + j] / together.sum[i] ==
+              doctest::Approx(mixed[j] / sum).epsilon(tolerance).scale(format == Format::bf16 ? 0.1 : 1.0));
       }
     });
   }

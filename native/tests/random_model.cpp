@@ -179,8 +179,9 @@ AdapterParts random_adapter(const ModelShape& s, int rank, std::uint64_t seed) {
   return parts;
 }
 
-std::shared_ptr<const Adapter> make_adapter(const ModelShape& shape, const AdapterParts& parts) {
-  return std::make_shared<const Adapter>(shape, parts.tensors.map(), parts.scales);
+std::shared_ptr<const Adapter> make_adapter(const ModelShape& shape, const AdapterParts& parts,
+                                            Format format) {
+  return std::make_shared<const Adapter>(shape, parts.tensors.map(), parts.scales, format);
 }
 
 std::vector<std::int32_t> random_tokens(const ModelShape& shape, int count, Random& random) {
@@ -195,7 +196,7 @@ std::vector<int> greedy(Engine& engine, const std::vector<std::int32_t>& prompt,
   std::vector<int> said;
   std::vector<std::int32_t> next = prompt;
   for (int i = 0; i < count; ++i) {
-    said.push_back(engine.step({StepInput{sequence, next, {}, {}}}).at(0));
+    said.push_back(engine.step({StepInput{sequence, next, {}, {}}}).at(0).at(0));
     next = {said.back()};
   }
   engine.free_sequence(sequence);

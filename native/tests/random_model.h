@@ -86,7 +86,8 @@ struct AdapterParts {
 };
 // Rank `rank` on all projections; strong enough to change what the model says.
 AdapterParts random_adapter(const ModelShape& shape, int rank, std::uint64_t seed);
-std::shared_ptr<const Adapter> make_adapter(const ModelShape& shape, const AdapterParts& parts);
+std::shared_ptr<const Adapter> make_adapter(const ModelShape& shape, const AdapterParts& parts,
+                                            Format format = Format::bf16);
 
 std::vector<std::int32_t> random_tokens(const ModelShape& shape, int count, Random& random);
 

@@ -88,13 +88,13 @@ TEST_CASE("threads: several clients of one engine, adapters replaced meanwhile")
           const std::vector<int>& answer = expected[version][which];
           const int sequence = engine.new_sequence(std::move(adapter));
           try {
-            if (engine.step({{sequence, prompts[which], {}, {}}}).at(0) != answer[0]) ++wrong;
+            if (engine.step({{sequence, prompts[which], {}, {}}}).at(0).at(0) != answer[0]) ++wrong;
             const int length = engine.length(sequence);
             if (length != static_cast<int>(prompts[which].size())) ++wrong;
             for (int i = 1; i < kSteps; ++i)
-              if (engine.step({{sequence, {answer[i - 1]}, {}, {}}}).at(0) != answer[i]) ++wrong;
+              if (engine.step({{sequence, {answer[i - 1]}, {}, {}}}).at(0).at(0) != answer[i]) ++wrong;
             engine.truncate(sequence, length);
-            if (engine.step({{sequence, {answer[0]}, {}, {}}}).at(0) != answer[1]) ++wrong;
+            if (engine.step({{sequence, {answer[0]}, {}, {}}}).at(0).at(0) != answer[1]) ++wrong;
             if (engine.reused_tokens(sequence) % kPageTokens != 0 || engine.free_tokens() > free) ++wrong;
           } catch (const KvCacheFull&) {
             ++full;

@@ -187,7 +187,7 @@ def test_logits_do_not_depend_on_chunks_neighbours_or_threads(
     whole: NDArray[np.float32] | None = None
     for engine in engines:
         adapter = load_adapter(engine, path, precision=precision)
-        for size in (75, 1, 2, 7, 16, 17, 40):
+        for size in (75, 1, 7, 16, 17):
             with engine.new_sequence(adapter) as sequence:
                 out = np.empty((len(ids), config.vocab_size), np.float32)
                 for start in range(0, len(ids), size):

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pomona.errors import PomonaError
@@ -87,7 +86,8 @@ def read_adapter(directory: Path | str, config: ModelConfig, base_fingerprint: s
     """Checks a PEFT directory against the base that it is going to run on.
 
     Raises PomonaError in one line: not LoRA, an option that is not supported, a wrong base (with both
-    fingerprints), missing or unexpected tensors, wrong shapes, values that are not finite.
+    fingerprints), missing or unexpected tensors, wrong shapes. Whether values are finite is checked where
+    they are read: in the native adapter.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -116,9 +116,7 @@ def read_adapter(directory: Path | str, config: ModelConfig, base_fingerprint: s
                     f"{file.path}: tensor {_PREFIX + name} is {info.dtype} {list(info.shape)}, "
                     f"this base needs a float matrix {list(shape)}; use an adapter of this base"
                 )
-            array = file.array(_PREFIX + name)
-            _check_finite(array, info.dtype, f"{file.path}: tensor {_PREFIX + name}")
-            tensors[name] = (info.dtype, array)
+            tensors[name] = (info.dtype, file.array(_PREFIX + name))
     unexpected = sorted(set(file.tensors) - {_PREFIX + name for name in tensors})
     if unexpected:
         raise PomonaError(
@@ -180,9 +178,3 @@ def _made_for(directory: Path) -> str | None:
     if value is not None and not isinstance(value, str):
         raise PomonaError(f"{path}: base_fingerprint is no text; save the adapter again")
     return value
-
-
-def _check_finite(array: NDArray[Any], dtype: str, what: str) -> None:
-    finite = not ((array & 0x7F80) == 0x7F80).any() if dtype == "BF16" else bool(np.isfinite(array).all())
-    if not finite:
-        raise PomonaError(f"{what} holds a value that is not finite; train the adapter again")

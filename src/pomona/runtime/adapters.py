@@ -84,7 +84,7 @@ def load_adapter(
     try:
         native = _native.Adapter(engine.native_shape, tensors, file.scales, precision)
     except ValueError as error:
-        raise PomonaError(f"{directory}: {error}; use an adapter of this base") from error
+        raise PomonaError(f"{directory}: {error}; use a sound adapter of this base") from error
     return LoadedAdapter(name or Path(directory).name, version, native)
 
 
