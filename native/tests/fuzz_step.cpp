@@ -30,7 +30,14 @@ struct World {
 
   int next_of(const Tokens& tokens, int adapter) const {
     const int sequence = oracle->new_sequence(adapters[adapter]);
-    const int token = oracle->step({StepInput{sequence, tokens, {}, {}}}).at(0).at(0);
+    int token = -1;
+    for (std::size_t i = 0; i < tokens.size(); i += 64) // of 96 that a step takes
+      token =
+          oracle
+              ->step({StepInput{
+                  sequence, {tokens.begin() + i, tokens.begin() + std::min(i + 64, tokens.size())}, {}, {}}})
+              .at(0)
+              .at(0);
     oracle->free_sequence(sequence);
     return token;
   }
@@ -217,7 +224,7 @@ class Run {
     tokens.insert(tokens.end(), input.tokens.begin(), input.tokens.end());
     for (const std::int32_t t : tokens)
       if (t < 0 || t >= world().shape.vocab) return drafts;
-    if (tokens.empty() || tokens.size() > 100) return drafts;
+    if (tokens.empty() || tokens.size() > 48) return drafts;
     for (std::size_t i = 0; i < drafts.size() && i < 3; ++i) {
       drafts[i] = world().next_of(tokens, it->second.adapter);
       tokens.push_back(drafts[i]);
