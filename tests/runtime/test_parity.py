@@ -2,7 +2,7 @@
 family.
 
 Two references. The plain one is transformers as it comes. The sharp one rounds keys and values to bf16, as
-the engine's cache does; what remains then is the order of float32 sums and, with packed weights, activations of
+the engine's cache does; what remains then is the order of float32 sums and, with packed weights, activations
 of 8 and 15 bits. `pytest -s` prints what was measured.
 """
 
