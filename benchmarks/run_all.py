@@ -46,7 +46,7 @@ class Benchmark:
 def benchmarks() -> list[Benchmark]:
     """All of them, in the order of BENCHMARKS.md."""
     both = [2, 1] if usable_cores() > 1 else [1]
-    return [
+    decode = [
         Benchmark(
             "decode",
             f"Decode and prefill against llama.cpp, {threads} thread{'s' if threads > 1 else ''}",
@@ -54,6 +54,11 @@ def benchmarks() -> list[Benchmark]:
         )
         for threads in both
     ]
+    adapters = Benchmark("adapters", "Adapters in one batch, against llama.cpp's server and PEFT")
+    scheduler = Benchmark(
+        "scheduler", "The scheduler: what it costs, and a long prompt beside a running answer"
+    )
+    return [*decode, adapters, scheduler]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
