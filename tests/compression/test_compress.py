@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from pomona import _native
 from pomona.compression import compress as module
 from pomona.compression.calibrate import calibrate
-from pomona.compression.channels import channel_order
 from pomona.compression.compress import compress
 from pomona.data.builtin_text import evaluation_text
 from pomona.models.config import ModelConfig
@@ -56,19 +55,9 @@ def weights(directory: Path) -> dict[str, NDArray[np.float64]]:
 def calibrated(
     directory: Path, text: Path
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """The weights of a plain model and the importance of their columns, channels sorted."""
-    config = ModelConfig.from_directory(directory)
+    """The weights of a plain model and the importance of their columns."""
     importance = calibrate(Engine.load(directory, threads=1), Tokenizer.from_directory(directory), text)
-    order = channel_order(config, importance)
-    with Checkpoint(directory) as checkpoint:
-        plain = {
-            name: float32_from_bf16(order.apply(name, checkpoint.array(name))).astype(np.float64)
-            for name in config.tensor_shapes()
-        }
-    columns = {
-        module: order.importance(module, values).astype(np.float64) for module, values in importance.items()
-    }
-    return plain, columns
+    return weights(directory), {module: values.astype(np.float64) for module, values in importance.items()}
 
 
 def files(directory: Path) -> dict[str, bytes]:

@@ -95,6 +95,7 @@ class LocalBackend(Backend[LocalPrompt]):
                 stop_ids=frozenset(model.tokenizer.eos_token_ids),
                 adapter=prepared.adapter,
                 guide=prepared.guide,
+                lookup=True,
             )
         )
         first = 0.0
