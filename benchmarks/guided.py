@@ -216,8 +216,8 @@ def notes(options: argparse.Namespace, threads: int, rounds: int, peer: bool) ->
     lines = [
         f"{options.model} on {threads} thread(s); medians of {rounds} rounds in which the ways take turns, "
         f"{TOKENS} tokens each, greedy. Ratios are taken round by round.",
-        "free: no guide. masks: one step per token under the guide. guided: forced tokens join the next step, "
-        "as `generate` does it; forced is their share.",
+        "free: no guide. masks: one step per token under the guide. guided: forced tokens join the next "
+        "step, as `generate` does it; forced is their share.",
     ]
     if peer:
         lines.append(

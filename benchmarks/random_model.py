@@ -1,12 +1,12 @@
 """A model of random weights for the benchmarks, ours and llama.cpp's, with no 16-bit checkpoint between.
 
     python -m benchmarks.random_model                  # afm-on-device (2.7 B), some minutes, 4.7 GB
-    python -m benchmarks.random_model --preset afm-nano --bits 3.5 --folder /tmp/nano
+    python -m benchmarks.random_model --preset afm-nano --bits 4 --folder /tmp/nano
 
 Speed does not depend on what the weights are, only on their shape and format, so a large model needs neither
 download nor compression to be measured. Written are, in one folder:
 
-    NAME-4bit/              our model directory: random palettes and indices, an int8 embedding (at 3.5 bits
+    NAME-3.5bit/            our model directory: random palettes and indices, an int8 embedding (at 3.5 bits
                             the layers take 4 and 3 bits in turn, at 3 all take 3, ...)
     q4_k_m.gguf             the same shape for llama.cpp, quantised by its own quantiser
     q4_0_pure.gguf
@@ -26,7 +26,6 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
 LARGE = "afm-on-device"
 SOURCE = "f16.gguf"  # what llama.cpp's quantiser reads; deleted at the end
-BITS = 4.0  # per projection weight, tables and scales not counted
+BITS = 3.5  # per projection weight, tables and scales not counted
 TABLE_COLUMNS = 256  # what `pomona compress` takes for models of this size
 ENTRY_DEVIATION = 40.0  # of the int8 table entries, cut at +-127
 CHUNK = 1 << 24  # values drawn at a time
@@ -140,24 +139,13 @@ def _packed_specs(config: ModelConfig, bits: float) -> tuple[list[TensorSpec], d
                 layer = int(module.split(".")[2])
                 bits_of[module] = math.ceil(bits) if layer % 2 == 0 else math.floor(bits)
                 table = max(c for c in range(64, TABLE_COLUMNS + 1, 64) if shape[1] % c == 0)
-                wide = palette_specs(module, shape[0], shape[1], table)
-                specs += [_narrowed(spec, bits_of[module]) for spec in wide]
+                specs += palette_specs(module, shape[0], shape[1], table, bits_of[module])
             else:
                 specs += int8_specs(module, shape[0], shape[1])
                 bits_of[module] = 8
         else:
             specs.append(TensorSpec(name, "BF16", shape))
     return specs, bits_of
-
-
-def _narrowed(spec: TensorSpec, bits: int) -> TensorSpec:
-    """A tensor of a 4-bit matrix as it is at `bits`: tables of 2^bits entries; three planes of bits at 3."""
-    if spec.name.endswith("_tables"):
-        return replace(spec, shape=(*spec.shape[:2], 1 << bits))
-    if spec.name.endswith("_indices") and bits < 4:
-        groups, lines, line = spec.shape
-        return replace(spec, shape=(groups, lines // 4, 3, line) if bits == 3 else (groups, lines // 2, line))
-    return spec
 
 
 def _packed_values(spec: TensorSpec, columns: dict[str, int], seed: int) -> Iterator[NDArray[Any]]:

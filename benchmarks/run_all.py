@@ -60,7 +60,11 @@ def benchmarks() -> list[Benchmark]:
     ]
     speculation = Benchmark("speculation", f"Prompt-lookup speculation, {plural(both[0])}")
     guided = Benchmark("guided", f"Guided generation, {plural(both[0])}")
-    return [*decode, speculation, guided]
+    adapters = Benchmark("adapters", "Adapters in one batch, against llama.cpp's server and PEFT")
+    scheduler = Benchmark(
+        "scheduler", "The scheduler: what it costs, and a long prompt beside a running answer"
+    )
+    return [*decode, adapters, scheduler, speculation, guided]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

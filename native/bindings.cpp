@@ -105,17 +105,55 @@ ModelShape model_shape(const nb::dict& d) {
   return s;
 }
 
+Format precision_of(const std::string& name) {
+  if (name == "bf16") return Format::bf16;
+  if (name == "int8") return Format::int8;
+  throw std::invalid_argument("precision '" + name + "' is not bf16 or int8");
+}
+
 // Copies the tensors of an adapter; scales: module name -> alpha / rank.
-std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors,
-                                      const nb::dict& scales) {
+std::shared_ptr<Adapter> make_adapter(const nb::dict& shape, const nb::dict& tensors, const nb::dict& scales,
+                                      const std::string& precision) {
   std::vector<AnyInput> keep;
   const TensorMap map = tensor_map(tensors, keep);
   const ModelShape model = model_shape(shape);
   std::vector<std::pair<std::string, float>> factors;
   for (auto [module, scale] : scales)
     factors.emplace_back(nb::cast<std::string>(module), nb::cast<float>(scale));
+  const Format format = precision_of(precision);
   const nb::gil_scoped_release release;
-  return std::make_shared<Adapter>(model, map, factors);
+  return std::make_shared<Adapter>(model, map, factors, format);
+}
+
+// scale * B (A x) of one projection, for tests and benchmarks: [M, N]. The columns of A go in pieces of
+// `units` units and are gathered, or with units = 0 in one.
+Array<float> adapter_product(const Adapter& adapter, const std::string& isa, int layer, int projection,
+                             Input<float, 2> x, int units) {
+  if (layer < 0 || layer >= adapter.layers() || projection < 0 || projection >= kProjections)
+    throw std::invalid_argument("no such layer or projection");
+  const Lowering& lowering = adapter.lowering(layer, source_of(static_cast<Projection>(projection)));
+  const Raising& raising = adapter.raising(layer, static_cast<Projection>(projection));
+  const std::size_t m = x.shape(0), lanes = lowering.a.lanes, segments = lowering.a.segments();
+  if (raising.b.rank == 0) throw std::invalid_argument("the projection is not adapted");
+  if (x.shape(1) != static_cast<std::size_t>(lowering.a.cols) || units < 0)
+    throw std::invalid_argument("sizes that are not the projection's");
+  const std::size_t rows = raising.b.rows;
+  const Kernels& kernels = select_kernels(isa.c_str());
+  std::vector<float> u(m * lanes), partials(units > 0 ? m * segments * lanes : 0), y(m * rows);
+  const int count = static_cast<int>(m), cols = lowering.a.cols;
+  if (units == 0) kernels.lower(lowering.a, 0, lowering.a.units(), x.data(), cols, count, u.data(), lanes, 0);
+  for (int unit = 0; units > 0 && unit < lowering.a.units(); unit += units)
+    kernels.lower(lowering.a, unit, std::min(unit + units, lowering.a.units()), x.data(), cols, count,
+                  partials.data(), segments * lanes, lanes);
+  for (std::size_t row = 0; row < m; ++row) {
+    if (units > 0)
+      sum_segments(kernels, lowering, partials.data() + row * segments * lanes, &u[row * lanes]);
+    else
+      for (std::size_t lane = 0; lane < lanes; ++lane) u[row * lanes + lane] *= lowering.factors[lane];
+  }
+  kernels.raise(raising.b, 0, static_cast<int>(rows) / kGroupRows, u.data() + raising.lane, lanes, count,
+                y.data(), rows);
+  return to_numpy(std::move(y), {m, rows});
 }
 
 // The engine together with the arrays that its weights point into.
@@ -124,12 +162,15 @@ struct OwningEngine {
   std::unique_ptr<Engine> engine;
 
   OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa,
-               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache) {
+               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache,
+               const std::string& kv_cache) {
     const TensorMap map = tensor_map(tensors, arrays);
     const ModelShape model = model_shape(shape);
+    const Format precision = precision_of(kv_cache);
     const nb::gil_scoped_release release;
     engine = std::make_unique<Engine>(
-        model, map, EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache});
+        model, map,
+        EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache, precision});
   }
 
   std::vector<std::vector<int>> step(const std::vector<StepInput>& inputs) {
@@ -162,19 +203,21 @@ struct OwningEngine {
   }
 };
 
-nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int table_columns,
+nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int bits, int table_columns,
                          int threads) {
   const int rows = static_cast<int>(weights.shape(0)), cols = static_cast<int>(weights.shape(1));
   Palettes p;
   {
     const nb::gil_scoped_release release;
-    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()},
+    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()}, bits,
                   table_columns, threads);
   }
-  const std::size_t groups = p.groups, tables = p.tables;
+  const std::size_t groups = p.groups, tables = p.tables, columns = cols, colors = std::size_t{1} << bits;
+  const std::size_t line = bits == 3 ? 192 : 64, lines = kGroupRows * columns * bits / 8 / line;
   nb::dict result;
-  result["indices"] = to_numpy(std::move(p.indices), {groups, static_cast<std::size_t>(cols) / 8, 64});
-  result["tables"] = to_numpy(std::move(p.entries), {groups, tables, 16});
+  result["indices"] = bits == 3 ? to_numpy(std::move(p.indices), {groups, lines, 3, 64})
+                                : to_numpy(std::move(p.indices), {groups, lines, line});
+  result["tables"] = to_numpy(std::move(p.entries), {groups, tables, colors});
   result["table_scales"] = to_numpy(std::move(p.table_scales), {groups, tables});
   result["row_scales"] = to_numpy(std::move(p.row_scales), {groups * 16});
   result["squared_error"] = p.squared_error;
@@ -200,10 +243,11 @@ Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors,
     HugeArray<std::uint8_t> bytes(m * 2 * blocks * kBlock);
     HugeArray<float> scales(m * blocks);
     HugeArray<std::int32_t> offsets(m * blocks);
-    const QuantRows quantized{m, cols, bytes.data(), scales.data(), offsets.data()};
+    HugeArray<std::uint8_t> fine(m * blocks);
+    const QuantRows quantized{m, cols, bytes.data(), scales.data(), offsets.data(), fine.data()};
     if (w.format != Format::bf16)
       for (int i = 0; i < m; ++i)
-        kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, 0, cols, quantized, i);
+        kernels.quantize(x.data() + static_cast<std::size_t>(i) * cols, quantized, i);
     ThreadPool pool(threads);
     std::vector<HugeArray<std::uint8_t>> scratch;
     for (int t = 0; t < threads; ++t) scratch.emplace_back(matmul_scratch(cols));
@@ -288,7 +332,8 @@ NB_MODULE(_native, m) {
           "drafts"_a = std::vector<std::int32_t>{}, "late_mask"_a.none() = nb::none());
 
   nb::class_<Adapter>(m, "Adapter")
-      .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a)
+      .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a, "precision"_a)
+      .def("product", &adapter_product, "isa"_a, "layer"_a, "projection"_a, "x"_a, "units"_a)
       .def_prop_ro("bytes", &Adapter::bytes);
 
   // Whoever waits for the engine must let Python go on meanwhile: the step that it waits for may itself wait
@@ -296,9 +341,10 @@ NB_MODULE(_native, m) {
   const nb::call_guard<nb::gil_scoped_release> unlocked;
 
   nb::class_<OwningEngine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool>(),
+      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool,
+                    const std::string&>(),
            "shape"_a, "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a,
-           "prefix_cache"_a)
+           "prefix_cache"_a, "kv_cache"_a = "bf16")
       .def(
           "new_sequence",
           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {
@@ -336,7 +382,7 @@ NB_MODULE(_native, m) {
   m.def("available_isas", [] { return std::string(available_kernels()); });
   m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a,
         nb::call_guard<nb::gil_scoped_release>());
-  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "table_columns"_a, "threads"_a);
+  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "bits"_a, "table_columns"_a, "threads"_a);
   m.def("multiply_packed", &multiply_packed, "isa"_a, "rows"_a, "tensors"_a, "x"_a, "threads"_a);
   m.def("sample", &sample_logits, "logits"_a, "sampling"_a, "history"_a, "position"_a);
 }

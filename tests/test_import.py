@@ -9,7 +9,19 @@ from functools import cache
 
 import pytest
 
-PUBLIC = ["PomonaError", "__version__", "load"]
+PUBLIC = [
+    "LanguageModel",
+    "Model",
+    "PomonaError",
+    "RemoteModel",
+    "Reply",
+    "Sampling",
+    "Session",
+    "Tool",
+    "Transcript",
+    "__version__",
+    "load",
+]
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "lm_eval", "scipy", "pandas"}
 SECONDS = 0.3
 ATTEMPTS = 5
@@ -46,7 +58,7 @@ def test_importing_is_quick() -> None:
 def test_importing_loads_nothing_heavy() -> None:
     _, modules = report()
     assert "pomona" in modules
-    assert not modules & (HEAVY | {"numpy", "tokenizers", "rich", "gguf"})
+    assert not modules & (HEAVY | {"numpy", "tokenizers", "rich", "gguf", "pydantic", "httpx2"})
 
 
 @pytest.mark.parametrize(
@@ -54,6 +66,8 @@ def test_importing_loads_nothing_heavy() -> None:
     [
         "pomona.runtime.model",
         "pomona.runtime.generate",
+        "pomona.runtime.session",
+        "pomona.runtime.remote",
         "pomona.compression.compress",
         "pomona.evaluation.perplexity",
         "pomona.models.store",

@@ -10,11 +10,12 @@
 
 #include "engine/thread_pool.h"
 #include "kernels/kernels.h"
+#include "kernels/palette_layout.h"
 
 namespace pomona {
 namespace {
 
-constexpr int kColors = 16;
+constexpr int kMaxColors = 16;
 constexpr int kBins = 128;     // of equal count, and as many of equal width: outliers get bins of their own
 constexpr int kDistinct = 256; // up to this many different values each is its own bin
 constexpr int kRefinements = 50;
@@ -49,25 +50,26 @@ struct Prefix {
   }
 };
 
-// Optimal cut of the bins into 16 intervals. best[j] = min over i of previous[i] + cost(i, j); the minimising
+// Optimal cut of the bins into intervals. best[j] = min over i of previous[i] + cost(i, j); the minimising
 // i grows with j, so each row is solved by divide and conquer in O(n log n).
 class IntervalSolver {
  public:
-  std::array<int, kColors + 1> solve(const Prefix& prefix, const std::vector<std::size_t>& edges) {
+  std::array<int, kMaxColors + 1> solve(const Prefix& prefix, const std::vector<std::size_t>& edges,
+                                        int colors) {
     prefix_ = &prefix;
     edges_ = &edges;
     const int n = static_cast<int>(edges.size()) - 1;
     previous_.resize(n + 1);
     for (int j = 0; j <= n; ++j) previous_[j] = prefix.cost(edges[0], edges[j]);
-    for (int color = 1; color < kColors; ++color) {
+    for (int color = 1; color < colors; ++color) {
       best_.assign(n + 1, 0.0);
       choice_[color].assign(n + 1, 0);
       solve_row(choice_[color], 0, n, 0, n);
       previous_.swap(best_);
     }
-    std::array<int, kColors + 1> cuts{};
-    cuts[kColors] = n;
-    for (int color = kColors - 1; color >= 1; --color) cuts[color] = choice_[color][cuts[color + 1]];
+    std::array<int, kMaxColors + 1> cuts{};
+    cuts[colors] = n;
+    for (int color = colors - 1; color >= 1; --color) cuts[color] = choice_[color][cuts[color + 1]];
     return cuts;
   }
 
@@ -93,7 +95,7 @@ class IntervalSolver {
   const Prefix* prefix_ = nullptr;
   const std::vector<std::size_t>* edges_ = nullptr;
   std::vector<double> previous_, best_;
-  std::array<std::vector<int>, kColors> choice_;
+  std::array<std::vector<int>, kMaxColors> choice_;
 };
 
 // Working memory of one thread.
@@ -128,24 +130,24 @@ struct Worker {
     return edges;
   }
 
-  // 16 ascending centres of `values`, which it sorts.
-  std::array<double, kColors> centres() {
+  // Ascending centres of `values`, which it sorts.
+  std::array<double, kMaxColors> centres(int colors) {
     std::sort(values.begin(), values.end(), [](const Weighted& a, const Weighted& b) {
       return a.value != b.value ? a.value < b.value : a.weight < b.weight;
     });
     prefix.build(values);
     const std::size_t n = values.size();
     const std::vector<std::size_t> edges = bin_edges();
-    const std::array<int, kColors + 1> cuts = solver.solve(prefix, edges);
-    std::array<std::size_t, kColors + 1> cut{};
-    for (int c = 0; c <= kColors; ++c) cut[c] = edges[cuts[c]];
-    std::array<double, kColors> centre{};
+    const std::array<int, kMaxColors + 1> cuts = solver.solve(prefix, edges, colors);
+    std::array<std::size_t, kMaxColors + 1> cut{};
+    for (int c = 0; c <= colors; ++c) cut[c] = edges[cuts[c]];
+    std::array<double, kMaxColors> centre{};
     for (int round = 0; round < kRefinements; ++round) {
-      for (int c = 0; c < kColors; ++c)
+      for (int c = 0; c < colors; ++c)
         centre[c] = prefix.mean(cut[c], cut[c + 1], cut[c] < n ? values[cut[c]].value : values.back().value);
-      std::sort(centre.begin(), centre.end());
+      std::sort(centre.begin(), centre.begin() + colors);
       const auto before = cut;
-      for (int c = 1; c < kColors; ++c) {
+      for (int c = 1; c < colors; ++c) {
         const double middle = 0.5 * (centre[c - 1] + centre[c]);
         cut[c] = std::lower_bound(values.begin(), values.end(), middle,
                                   [](const Weighted& v, double m) { return v.value < m; }) -
@@ -159,13 +161,18 @@ struct Worker {
 
 class Palettizer {
  public:
-  Palettizer(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
+  Palettizer(std::span<const float> weights, int rows, int cols, std::span<const float> importance, int bits,
              int table_cols)
-      : weights_(weights), cols_(cols), importance_(importance), table_cols_(table_cols) {
+      : weights_(weights),
+        cols_(cols),
+        importance_(importance),
+        bits_(bits),
+        colors_(1 << bits),
+        table_cols_(table_cols) {
     out_.groups = rows / kGroupRows;
     out_.tables = cols / table_cols;
-    out_.indices.assign(static_cast<std::size_t>(out_.groups) * cols * 8, 0);
-    out_.entries.assign(static_cast<std::size_t>(out_.groups) * out_.tables * kColors, 0);
+    out_.indices.assign(static_cast<std::size_t>(out_.groups) * cols * 2 * bits, 0);
+    out_.entries.assign(static_cast<std::size_t>(out_.groups) * out_.tables * colors_, 0);
     out_.table_scales.assign(static_cast<std::size_t>(out_.groups) * out_.tables, 0);
     out_.row_scales.assign(static_cast<std::size_t>(out_.groups) * kGroupRows, 0);
     errors_.assign(out_.groups, 0.0);
@@ -221,29 +228,28 @@ class Palettizer {
         }
       return;
     }
-    const std::array<double, kColors> centres = worker.centres();
-    const double largest = std::max(std::fabs(centres.front()), std::fabs(centres.back()));
+    const std::array<double, kMaxColors> centres = worker.centres(colors_);
+    const double largest = std::max(std::fabs(centres[0]), std::fabs(centres[colors_ - 1]));
     const std::size_t t = static_cast<std::size_t>(g) * out_.tables + table;
     const std::uint16_t half = float_to_half(static_cast<float>(largest / 127.0));
     const float scale = half_to_float(half);
     out_.table_scales[t] = half;
-    float entry[kColors];
-    for (int c = 0; c < kColors; ++c) {
+    float entry[kMaxColors];
+    for (int c = 0; c < colors_; ++c) {
       const double q = scale > 0.0f ? std::nearbyint(centres[c] / scale) : 0.0;
-      out_.entries[t * kColors + c] = static_cast<std::int8_t>(std::clamp(q, -127.0, 127.0));
-      entry[c] = out_.entries[t * kColors + c] * scale;
+      out_.entries[t * colors_ + c] = static_cast<std::int8_t>(std::clamp(q, -127.0, 127.0));
+      entry[c] = out_.entries[t * colors_ + c] * scale;
     }
-    float middle[kColors - 1];
-    for (int c = 0; c + 1 < kColors; ++c) middle[c] = 0.5f * (entry[c] + entry[c + 1]);
+    float middle[kMaxColors - 1];
+    for (int c = 0; c + 1 < colors_; ++c) middle[c] = 0.5f * (entry[c] + entry[c + 1]);
     for (int r = 0; r < kGroupRows; ++r) {
       for (int k = k0; k < k1; ++k) {
         const float w = weights_[static_cast<std::size_t>(first + r) * cols_ + k];
         int index = 0;
         if (scales[r] > 0.0f)
-          for (const float m : middle) index += w / scales[r] > m;
-        std::uint8_t& byte = out_.indices[static_cast<std::size_t>(g) * cols_ * 8 +
-                                          static_cast<std::size_t>(k / 8) * 64 + r * 4 + k % 4];
-        byte = static_cast<std::uint8_t>(byte | (k & 4 ? index << 4 : index));
+          for (int c = 0; c + 1 < colors_; ++c) index += w / scales[r] > middle[c];
+        set_palette_index(bits_, out_.indices.data() + static_cast<std::size_t>(g) * cols_ * 2 * bits_, r, k,
+                          index);
         const double error = w - entry[index] * scales[r];
         errors_[g] += importance_[k] * error * error;
         norms_[g] += importance_[k] * static_cast<double>(w) * w;
@@ -254,7 +260,7 @@ class Palettizer {
   std::span<const float> weights_;
   int cols_;
   std::span<const float> importance_;
-  int table_cols_;
+  int bits_, colors_, table_cols_;
   Palettes out_;
   std::vector<double> errors_, norms_;
 };
@@ -276,7 +282,8 @@ std::uint16_t float_to_half(float f) {
 }
 
 Palettes palettize(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
-                   int table_cols, int threads) {
+                   int bits, int table_cols, int threads) {
+  if (bits < 2 || bits > 4) throw std::invalid_argument("bits must be 4, 3 or 2");
   if (rows < kGroupRows || rows % kGroupRows != 0)
     throw std::invalid_argument("palettize needs a multiple of 16 rows");
   if (cols < 1 || weights.size() != static_cast<std::size_t>(rows) * cols ||
@@ -294,7 +301,7 @@ Palettes palettize(std::span<const float> weights, int rows, int cols, std::span
   }
   for (const float i : importance)
     if (!std::isfinite(i) || i < 0.0f) throw std::invalid_argument("an importance is negative or not finite");
-  return Palettizer(weights, rows, cols, importance, table_cols).run(std::clamp(threads, 1, 1024));
+  return Palettizer(weights, rows, cols, importance, bits, table_cols).run(std::clamp(threads, 1, 1024));
 }
 
 } // namespace pomona

@@ -69,8 +69,8 @@ void Engine::rotate_and_store(int row, const Layer& layer, int l) {
   const Row& r = rows_[row];
   const int page = sequences_[runs_[r.run].sequence].pages[r.position / kPageTokens];
   for (int h = 0; h < shape_.kv_heads; ++h)
-    kernels_.store_kv(cache_.block(page, l, h), r.position % kPageTokens, qkv + shape_.q_rows() + h * d,
-                      qkv + shape_.q_rows() + shape_.kv_rows() + h * d, d);
+    kernels_.store_kv(cache_.format(), cache_.block(page, l, h), r.position % kPageTokens,
+                      qkv + shape_.q_rows() + h * d, qkv + shape_.q_rows() + shape_.kv_rows() + h * d, d);
 }
 
 // Tasks go to whoever is free. Every thread draws once too often, so layer l starts at l (tasks + threads).
@@ -103,8 +103,9 @@ void Engine::attend(int t, int l, const AttentionTask& task) {
       run.start + (task.row0 - run.row0) + task.rows; // positions that the last of these tokens sees
   for (int chunk = task.chunk0; chunk < task.chunk0 + task.chunks; ++chunk) {
     const int first = chunk * kChunkTokens;
-    const std::uint16_t* blocks[kChunkPages];
+    const std::uint8_t* blocks[kChunkPages];
     AttendArgs args;
+    args.format = cache_.format();
     args.tokens = std::min(kChunkTokens, last - first);
     for (int p = 0; p * kPageTokens < args.tokens; ++p)
       blocks[p] = cache_.block(pages[first / kPageTokens + p], l, task.head);

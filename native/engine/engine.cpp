@@ -33,13 +33,7 @@ std::vector<double> inverse_frequencies(const ModelShape& s) {
   return frequencies;
 }
 
-const ModelShape& checked(const ModelShape& s) {
-  if (s.vocab < 1 || s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads != 0)
-    throw std::invalid_argument("the model's sizes make no model");
-  if (s.hidden < 16 || s.hidden % 16 != 0 || s.ffn < 16 || s.ffn % 16 != 0)
-    throw std::invalid_argument("hidden_size and intermediate_size must be multiples of 16");
-  if (s.head_dim < 16 || s.head_dim % 16 != 0 || s.head_dim > 512)
-    throw std::invalid_argument("head_dim must be a multiple of 16, at most 512");
+const ModelShape& attendable(const ModelShape& s) {
   if (s.heads / s.kv_heads > kAttendRows)
     throw std::invalid_argument("more than 48 query heads share a key/value head");
   return s;
@@ -48,6 +42,7 @@ const ModelShape& checked(const ModelShape& s) {
 const EngineOptions& checked(const EngineOptions& o) {
   if (o.threads < 1 || o.threads > 1024) throw std::invalid_argument("threads must be 1 .. 1024");
   if (o.kv_tokens < 1) throw std::invalid_argument("kv_tokens must be positive");
+  if (o.kv_cache == Format::palette) throw std::invalid_argument("the key/value cache is bf16 or int8");
   if (o.batch_tokens < 1 || o.batch_tokens > 1 << 16)
     throw std::invalid_argument("batch_tokens must be 1 .. 65536");
   return o;
@@ -58,12 +53,12 @@ std::size_t mask_words(const ModelShape& s) { return static_cast<std::size_t>(s.
 } // namespace
 
 Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOptions& options)
-    : shape_(checked(shape)),
+    : shape_(attendable(checked(shape))),
       options_(checked(options)),
       kernels_(select_kernels(options.isa.c_str())),
       pool_(options.threads),
       weights_(shape_, tensors, options.huge_pages),
-      cache_(shape.layers, shape.kv_heads, shape.head_dim, options.kv_tokens),
+      cache_(options.kv_cache, shape.layers, shape.kv_heads, shape.head_dim, options.kv_tokens),
       inverse_frequency_(inverse_frequencies(shape)) {
   const std::size_t m = options_.batch_tokens;
   cos_ = HugeArray<float>(m * shape_.head_dim / 2);
@@ -85,6 +80,7 @@ Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOp
     q.q = quant_bytes_.emplace_back(rows * 2 * blocks * kBlock).data();
     q.scale = quant_scales_.emplace_back(rows * blocks).data();
     q.offset = quant_offsets_.emplace_back(rows * blocks).data();
+    q.fine = quant_fine_.emplace_back(rows * blocks).data();
     return q;
   };
   quant_hidden_ = quantized(m, shape_.hidden);
@@ -94,6 +90,7 @@ Engine::Engine(const ModelShape& shape, const TensorMap& tensors, const EngineOp
   const int widest = std::max({shape_.hidden, shape_.ffn, shape_.q_rows()});
   for (int t = 0; t < options_.threads; ++t) {
     scratch_.emplace_back(matmul_scratch(widest));
+    gathered_.emplace_back();
     attend_scratch_.emplace_back(static_cast<std::size_t>(kAttendRows) * 3 * shape_.head_dim);
   }
 }
@@ -106,7 +103,7 @@ Engine::Sequence& Engine::sequence(int id) {
 
 int Engine::new_sequence(std::shared_ptr<const Adapter> adapter) {
   const std::lock_guard lock(mutex_);
-  if (adapter != nullptr && adapter->layers() != shape_.layers)
+  if (adapter != nullptr && !adapter->fits(shape_))
     throw std::invalid_argument("the adapter is for another model");
   auto it = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.used; });
   if (it == sequences_.end()) it = sequences_.emplace(sequences_.end());
@@ -339,6 +336,16 @@ void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const
     out[row] = logits[targets[row]] - kernels_.log_sum_exp(logits, shape_.vocab);
   };
   forward(wanted);
+}
+
+int Engine::free_tokens() {
+  const std::lock_guard lock(mutex_);
+  return free_pages() * kPageTokens;
+}
+
+std::map<std::string, Moments> Engine::moments() {
+  const std::lock_guard lock(mutex_);
+  return moments_;
 }
 
 void Engine::collect_moments(bool on) {

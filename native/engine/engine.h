@@ -34,7 +34,8 @@ struct EngineOptions {
   int kv_tokens = 8192;   // positions that all sequences share
   int batch_tokens = 512; // tokens of one step at the most
   bool huge_pages = true;
-  bool prefix_cache = false; // keep full pages for later sequences with the same beginning and adapter
+  bool prefix_cache = false;      // keep full pages for later sequences with the same beginning and adapter
+  Format kv_cache = Format::bf16; // or int8
 };
 
 // The tokens that one sequence brings to a step, after those that it already holds.
@@ -78,13 +79,13 @@ class Engine {
 
   void collect_moments(bool on);
   // Keys: module name of the first linear layer that reads the input, e.g. model.layers.0.self_attn.q_proj.
-  const std::map<std::string, Moments>& moments() const { return moments_; }
+  std::map<std::string, Moments> moments();
 
   const ModelShape& shape() const { return shape_; }
   const char* isa() const { return kernels_.name; }
   int threads() const { return pool_.size(); }
   int batch_tokens() const { return options_.batch_tokens; }
-  int free_tokens() const { return free_pages() * kPageTokens; }
+  int free_tokens();
   int reused_tokens(int sequence); // of its tokens, how many step() found in the prefix cache
   int kv_tokens() const { return cache_.pages() * kPageTokens; }
   std::size_t bytes_per_token() const { return weights_.bytes_per_token(); }
@@ -114,6 +115,22 @@ class Engine {
     int run;
     int position;
     std::int32_t token;
+  };
+  // Neighbouring rows under one adapter.
+  struct AdaptedRows {
+    const Adapter* adapter;
+    int row0;
+    int count;
+    bool by_row;          // threads divide A x by rows; otherwise by segments of columns
+    std::size_t first;    // where the rows lie in lowered_ or in a thread's gathered_
+    std::size_t partial0; // where they begin in partials_
+  };
+  // Row groups of a projection's output [M][stride] that a thread owns.
+  struct Raised {
+    Projection projection;
+    int g0, g1;
+    float* y;
+    int stride;
   };
   // Rows whose logits are wanted, and what to do with them (called on any thread).
   struct Wanted {
@@ -149,8 +166,10 @@ class Engine {
   void project_qkv(int t, int l);
   void project_gated(int t, int l);
   void project_residual(int t, int l, Projection projection, const float* x, const QuantRows& quantized);
-  void lower(int t, int l, std::initializer_list<Projection> projections, const float* x, int cols);
-  void raise(int l, Projection projection, int slot, int g0, int g1, float* y, int y_stride);
+  void plan_adapters();
+  void lower(int t, int l, Source source, const float* x, int cols);
+  void gather(int t, int l, Source source);
+  void raise(int t, int l, std::initializer_list<Raised> outputs);
   void project_head(int t, const Wanted& wanted);
   void observe(int t, const std::string& module, const float* x, int cols, int rows);
 
@@ -177,14 +196,18 @@ class Engine {
   std::atomic<int> next_task_{0};
 
   std::vector<double> inverse_frequency_;
-  bool adapted_ = false;       // a run of this batch has an adapter
-  int low_rank_ = 0;           // the largest rank among them
-  std::vector<float> lowered_; // [M][3][low_rank_]: A x, for up to three projections of one input
-  HugeArray<float> cos_, sin_; // [M][D/2]
+  std::vector<AdaptedRows> adapted_;         // of this batch; empty: no sequence has an adapter
+  int lanes_ = 0;                            // the most ranks that an input of theirs is lowered to
+  std::vector<float> lowered_;               // [rows that are divided by row][lanes_]: A x
+  std::vector<float> partials_;              // of the others: A x by segments of columns
+  std::vector<std::vector<float>> gathered_; // per thread, [their rows][lanes_]: sums of partials_
+  Meeting lowering_;
+  HugeArray<float> cos_, sin_;                                                         // [M][D/2]
   HugeArray<float> x_, normed_, qkv_, attended_, gate_, up_, y_, head_input_, logits_; // [M][...]
   std::vector<HugeArray<std::uint8_t>> quant_bytes_;
   std::vector<HugeArray<float>> quant_scales_;
   std::vector<HugeArray<std::int32_t>> quant_offsets_;
+  std::vector<HugeArray<std::uint8_t>> quant_fine_;
   QuantRows quant_hidden_, quant_attended_, quant_ffn_, quant_head_;
   std::vector<HugeArray<std::uint8_t>> scratch_;               // per thread: matmul tile
   std::vector<HugeArray<float>> attend_scratch_;               // per thread

@@ -9,6 +9,21 @@ namespace {
 
 // Up to here the last thread to reach a barrier does all rows: cheaper than a second barrier.
 constexpr int kSerialRows = 2;
+// Up to so many rows under one adapter, the threads divide its A and not the rows: each reads half of it.
+constexpr int kSegmentRows = 16;
+constexpr std::size_t kMaxPartials = 1 << 16; // floats, of the rows of one adapter
+
+// The beginning of a stream that is read soon, which no earlier reading could announce.
+void fetch(const std::uint8_t* data) {
+  constexpr int kBytes = 2048;
+  for (int i = 0; i < kBytes; i += 64) __builtin_prefetch(data + i);
+}
+void fetch_unit(const LowerFactor& a, int unit) {
+  fetch(a.data + static_cast<std::size_t>(unit) * kGroupRows * kBlock * (a.format == Format::bf16 ? 2 : 1));
+}
+void fetch_group(const RaiseFactor& b, int group) {
+  fetch(b.data + static_cast<std::size_t>(group) * kGroupRows * b.rank * (b.format == Format::bf16 ? 2 : 1));
+}
 
 bool packed(const Matrix& w) { return w.format != Format::bf16; }
 
@@ -34,14 +49,7 @@ void Engine::forward(const Wanted& wanted) {
   quant_hidden_.rows = quant_attended_.rows = quant_ffn_.rows = m;
   next_task_.store(0);
   plan_attention();
-  adapted_ = false;
-  low_rank_ = 0;
-  for (const Run& run : runs_) {
-    if (run.adapter == nullptr) continue;
-    adapted_ = true;
-    low_rank_ = std::max(low_rank_, run.adapter->max_rank());
-  }
-  lowered_.resize(static_cast<std::size_t>(m) * 3 * low_rank_);
+  plan_adapters();
   if (collecting_) { // entries are made here, for the threads only add to them
     for (int l = 0; l < shape_.layers; ++l) {
       const std::string prefix = "model.layers." + std::to_string(l) + ".";
@@ -64,8 +72,7 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.input_norm, y);
-      if (packed(layer.q) || packed(layer.k) || packed(layer.v))
-        kernels_.quantize(y, 0, hidden, quant_hidden_, row);
+      if (packed(layer.q) || packed(layer.k) || packed(layer.v)) kernels_.quantize(y, quant_hidden_, row);
     });
     observe(t, prefix + "self_attn.q_proj", normed_.data(), hidden, m);
     project_qkv(t, l);
@@ -74,18 +81,20 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     each_row(t, m, [&](int row) {
       finish_attention(row);
       const float* y = attended_.data() + static_cast<std::size_t>(row) * shape_.q_rows();
-      if (packed(layer.o)) kernels_.quantize(y, 0, shape_.q_rows(), quant_attended_, row);
+      if (packed(layer.o)) kernels_.quantize(y, quant_attended_, row);
     });
     observe(t, prefix + "self_attn.o_proj", attended_.data(), shape_.q_rows(), m);
     project_residual(t, l, kO, attended_.data(), quant_attended_);
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.post_norm, y);
-      if (packed(layer.gate) || packed(layer.up)) kernels_.quantize(y, 0, hidden, quant_hidden_, row);
+      if (packed(layer.gate) || packed(layer.up)) kernels_.quantize(y, quant_hidden_, row);
     });
     observe(t, prefix + "mlp.gate_proj", normed_.data(), hidden, m);
     project_gated(t, l);
-    pool_.barrier();
+    each_row(t, packed(layer.down) ? m : 0, [&](int row) {
+      kernels_.quantize(gate_.data() + static_cast<std::size_t>(row) * shape_.ffn, quant_ffn_, row);
+    });
     observe(t, prefix + "mlp.down_proj", gate_.data(), shape_.ffn, m);
     project_residual(t, l, kDown, gate_.data(), quant_ffn_);
   }
@@ -123,32 +132,94 @@ void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, in
   }
 }
 
-// First half of the adapters: lowered_[row][slot] = A x, slot being the projection's place in the list. Ranks
-// are split over the threads, so a barrier must follow before the second half.
-void Engine::lower(int t, int l, std::initializer_list<Projection> projections, const float* x, int cols) {
+// Which rows run under which adapter, and how the threads divide the first half of the products.
+void Engine::plan_adapters() {
+  adapted_.clear();
+  lanes_ = 0;
+  lowering_.reset();
   for (const Run& run : runs_) {
     if (run.adapter == nullptr) continue;
-    int slot = 0;
-    for (const Projection projection : projections) {
-      const LowRank& low = run.adapter->at(l, projection);
-      float* u = lowered_.data() + (static_cast<std::size_t>(run.row0) * 3 + slot++) * low_rank_;
-      const auto [r0, r1] = share(low.rank, t, pool_.size());
-      if (r0 < r1)
-        kernels_.matmul_bf16(low.a, r0, r1, x + static_cast<std::size_t>(run.row0) * cols, cols, run.count, u,
-                             3 * low_rank_);
+    lanes_ = std::max(lanes_, run.adapter->max_lanes());
+    AdaptedRows* last = adapted_.empty() ? nullptr : &adapted_.back();
+    if (last != nullptr && last->adapter == run.adapter && last->row0 + last->count == run.row0)
+      last->count += run.count;
+    else
+      adapted_.push_back({run.adapter, run.row0, run.count, false, 0, 0});
+  }
+  std::size_t by_row = 0, by_segment = 0, partials = 0;
+  for (AdaptedRows& rows : adapted_) {
+    const std::size_t needed = static_cast<std::size_t>(rows.count) * rows.adapter->max_partials();
+    rows.by_row = rows.count > kSegmentRows || needed > kMaxPartials;
+    std::size_t& next = rows.by_row ? by_row : by_segment;
+    rows.first = next * lanes_;
+    next += rows.count;
+    rows.partial0 = partials;
+    if (!rows.by_row) partials += needed;
+  }
+  lowered_.resize(by_row * lanes_);
+  partials_.resize(partials);
+  for (std::vector<float>& u : gathered_) u.resize(by_segment * lanes_);
+}
+
+// First half of the adapters, A x of all projections of one input. Where rows are few, the threads divide the
+// weights; where they are many, the rows. What the others make is needed only after gather().
+void Engine::lower(int t, int l, Source source, const float* x, int cols) {
+  if (adapted_.empty()) return;
+  int total = 0;
+  for (const AdaptedRows& rows : adapted_)
+    if (!rows.by_row) total += rows.adapter->lowering(l, source).a.units();
+  const auto [first, last] = share(total, t, pool_.size());
+  int unit = 0;
+  for (std::size_t i = 0; i < adapted_.size(); ++i) {
+    const AdaptedRows& rows = adapted_[i];
+    const Lowering& lowering = rows.adapter->lowering(l, source);
+    const LowerFactor& a = lowering.a;
+    if (i + 1 < adapted_.size()) fetch_unit(adapted_[i + 1].adapter->lowering(l, source).a, 0);
+    if (a.lanes == 0) continue;
+    const float* from = x + static_cast<std::size_t>(rows.row0) * cols;
+    if (!rows.by_row) {
+      const int u0 = std::clamp(first - unit, 0, a.units()), u1 = std::clamp(last - unit, 0, a.units());
+      unit += a.units();
+      if (u0 < u1)
+        kernels_.lower(a, u0, u1, from, cols, rows.count, partials_.data() + rows.partial0,
+                       static_cast<std::size_t>(a.segments()) * a.lanes, a.lanes);
+      continue;
     }
+    const auto [r0, r1] = share(rows.count, t, pool_.size());
+    float* u = lowered_.data() + rows.first + static_cast<std::size_t>(r0) * lanes_;
+    kernels_.lower(a, 0, a.units(), from + static_cast<std::size_t>(r0) * cols, cols, r1 - r0, u, lanes_, 0);
+    for (int row = r0; row < r1; ++row, u += lanes_)
+      for (int lane = 0; lane < a.lanes; ++lane) u[lane] *= lowering.factors[lane];
+  }
+  lowering_.arrive();
+}
+
+// Waits for the first half and adds up its segments, every thread for itself.
+void Engine::gather(int t, int l, Source source) {
+  if (adapted_.empty()) return;
+  lowering_.wait((l * kSources + source + 1) * pool_.size());
+  for (const AdaptedRows& rows : adapted_) {
+    const Lowering& lowering = rows.adapter->lowering(l, source);
+    if (rows.by_row || lowering.a.lanes == 0) continue;
+    const std::size_t row_partials = static_cast<std::size_t>(lowering.a.segments()) * lowering.a.lanes;
+    for (int row = 0; row < rows.count; ++row)
+      sum_segments(kernels_, lowering, partials_.data() + rows.partial0 + row * row_partials,
+                   gathered_[t].data() + rows.first + static_cast<std::size_t>(row) * lanes_);
   }
 }
 
-// Second half: y += scale B lowered_, for the row groups [g0, g1) that this thread owns.
-void Engine::raise(int l, Projection projection, int slot, int g0, int g1, float* y, int y_stride) {
-  for (const Run& run : runs_) {
-    if (run.adapter == nullptr) continue;
-    const LowRank& low = run.adapter->at(l, projection);
-    const float* u = lowered_.data() + (static_cast<std::size_t>(run.row0) * 3 + slot) * low_rank_;
-    if (low.rank > 0)
-      kernels_.add_low_rank(low.b, low.rank, g0, g1, u, 3 * low_rank_, run.count, low.scale,
-                            y + static_cast<std::size_t>(run.row0) * y_stride, y_stride);
+// Second half: y += B u. Adapter by adapter, for what outputs of one input need lies together.
+void Engine::raise(int t, int l, std::initializer_list<Raised> outputs) {
+  for (std::size_t i = 0; i < adapted_.size(); ++i) {
+    const AdaptedRows& rows = adapted_[i];
+    const float* u = (rows.by_row ? lowered_.data() : gathered_[t].data()) + rows.first;
+    for (const Raised& out : outputs) {
+      const Raising& raising = rows.adapter->raising(l, out.projection);
+      if (i + 1 < adapted_.size()) fetch_group(adapted_[i + 1].adapter->raising(l, out.projection).b, out.g0);
+      if (raising.b.rank == 0 || out.g0 >= out.g1) continue;
+      kernels_.raise(raising.b, out.g0, out.g1, u + raising.lane, lanes_, rows.count,
+                     out.y + static_cast<std::size_t>(rows.row0) * out.stride, out.stride);
+    }
   }
 }
 
@@ -157,44 +228,40 @@ void Engine::project_qkv(int t, int l) {
   const Layer& layer = weights_.layers[l];
   const int total = layer.q.groups() + layer.k.groups() + layer.v.groups();
   const auto [first, last] = share(total, t, pool_.size());
-  if (adapted_) {
-    lower(t, l, {kQ, kK, kV}, normed_.data(), shape_.hidden);
-    pool_.barrier();
-  }
-  int group = 0, row = 0, slot = 0;
+  lower(t, l, kSourceQkv, normed_.data(), shape_.hidden);
+  int group = 0, row = 0;
   for (const Matrix* w : {&layer.q, &layer.k, &layer.v}) {
     const int g0 = std::clamp(first - group, 0, w->groups()), g1 = std::clamp(last - group, 0, w->groups());
     multiply(t, *w, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, qkv_.data() + row,
              shape_.qkv_rows());
-    if (adapted_)
-      raise(l, static_cast<Projection>(kQ + slot), slot, g0, g1, qkv_.data() + row, shape_.qkv_rows());
     group += w->groups();
     row += w->rows;
-    ++slot;
   }
+  gather(t, l, kSourceQkv);
+  if (adapted_.empty()) return;
+  const int q = layer.q.groups(), k = layer.k.groups(), v = layer.v.groups(), stride = shape_.qkv_rows();
+  float* y = qkv_.data();
+  raise(t, l,
+        {{kQ, std::min(first, q), std::min(last, q), y, stride},
+         {kK, std::clamp(first - q, 0, k), std::clamp(last - q, 0, k), y + layer.q.rows, stride},
+         {kV, std::clamp(first - q - k, 0, v), std::clamp(last - q - k, 0, v),
+          y + layer.q.rows + layer.k.rows, stride}});
 }
 
-// gate and up in steps of 64 rows, so that a thread can finish (and quantise) whole blocks of the next input.
+// gate and up share their input; a thread finishes the rows that it computes.
 void Engine::project_gated(int t, int l) {
   const Layer& layer = weights_.layers[l];
   const int ffn = shape_.ffn, m = quant_hidden_.rows;
-  const auto [first, last] = share((ffn + kBlock - 1) / kBlock, t, pool_.size());
-  const int r0 = first * kBlock, r1 = std::min(last * kBlock, ffn);
-  const int g0 = r0 / kGroupRows, g1 = (std::max(r0, r1) + kGroupRows - 1) / kGroupRows;
-  if (adapted_) {
-    lower(t, l, {kGate, kUp}, normed_.data(), shape_.hidden);
-    pool_.barrier();
-  }
+  const auto [g0, g1] = share(layer.gate.groups(), t, pool_.size());
+  const int r0 = g0 * kGroupRows, r1 = std::min(g1 * kGroupRows, ffn);
+  lower(t, l, kSourceGated, normed_.data(), shape_.hidden);
   multiply(t, layer.gate, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, gate_.data(), ffn);
   multiply(t, layer.up, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, up_.data(), ffn);
-  if (adapted_) {
-    raise(l, kGate, 0, g0, g1, gate_.data(), ffn);
-    raise(l, kUp, 1, g0, g1, up_.data(), ffn);
-  }
+  gather(t, l, kSourceGated);
+  raise(t, l, {{kGate, g0, g1, gate_.data(), ffn}, {kUp, g0, g1, up_.data(), ffn}});
   for (int row = 0; row < m && r0 < r1; ++row) {
     float* gate = gate_.data() + static_cast<std::size_t>(row) * ffn;
     kernels_.swiglu(gate + r0, up_.data() + static_cast<std::size_t>(row) * ffn + r0, r1 - r0);
-    if (packed(layer.down)) kernels_.quantize(gate, r0, r1, quant_ffn_, row);
   }
 }
 
@@ -203,12 +270,10 @@ void Engine::project_residual(int t, int l, Projection projection, const float* 
                               const QuantRows& quantized) {
   const Matrix& w = projection == kO ? weights_.layers[l].o : weights_.layers[l].down;
   const auto [g0, g1] = share(w.groups(), t, pool_.size());
-  if (adapted_) {
-    lower(t, l, {projection}, x, w.cols);
-    pool_.barrier();
-  }
+  lower(t, l, source_of(projection), x, w.cols);
   multiply(t, w, g0, g1, x, w.cols, quantized, y_.data(), w.rows);
-  if (adapted_) raise(l, projection, 0, g0, g1, y_.data(), w.rows);
+  gather(t, l, source_of(projection));
+  raise(t, l, {{projection, g0, g1, y_.data(), w.rows}});
   const int r0 = g0 * kGroupRows, count = (g1 - g0) * kGroupRows;
   for (int row = 0; row < quantized.rows && count > 0; ++row) {
     const std::size_t offset = static_cast<std::size_t>(row) * w.rows + r0;
@@ -223,10 +288,10 @@ void Engine::project_head(int t, const Wanted& wanted) {
   for (int done = 0; done < count; done += tile) {
     const int n = std::min(tile, count - done);
     each_row(t, n, [&](int i) {
-      quant_head_.rows = n;
+      if (i == 0) quant_head_.rows = n; // one thread writes it; all read it after the barrier
       float* y = head_input_.data() + static_cast<std::size_t>(i) * hidden;
       norm(x_.data() + static_cast<std::size_t>(wanted.rows[done + i]) * hidden, weights_.final_norm, y);
-      if (packed(head)) kernels_.quantize(y, 0, hidden, quant_head_, i);
+      if (packed(head)) kernels_.quantize(y, quant_head_, i);
     });
     observe(t, "lm_head", head_input_.data(), hidden, n);
     const auto [g0, g1] = share(head.groups(), t, pool_.size());

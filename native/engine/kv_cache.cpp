@@ -4,12 +4,13 @@
 
 namespace pomona {
 
-KvCache::KvCache(int layers, int kv_heads, int head_dim, int tokens)
-    : kv_heads_(kv_heads),
+KvCache::KvCache(Format format, int layers, int kv_heads, int head_dim, int tokens)
+    : format_(format),
+      kv_heads_(kv_heads),
       pages_((tokens + kPageTokens - 1) / kPageTokens),
-      block_elements_(static_cast<std::size_t>(2) * kPageTokens * head_dim),
-      page_elements_(block_elements_ * layers * kv_heads),
-      data_(page_elements_ * pages_) {
+      block_bytes_(page_block_bytes(format, head_dim)),
+      page_bytes_(block_bytes_ * layers * kv_heads),
+      data_(page_bytes_ * pages_) {
   for (int p = pages_ - 1; p >= 0; --p) free_.push_back(p);
 }
 
@@ -22,7 +23,7 @@ int KvCache::allocate() {
 }
 
 void KvCache::copy(int from, int to) {
-  std::copy_n(data_.data() + from * page_elements_, page_elements_, data_.data() + to * page_elements_);
+  std::copy_n(data_.data() + from * page_bytes_, page_bytes_, data_.data() + to * page_bytes_);
 }
 
 void KvCache::release(int page) { free_.push_back(page); }

@@ -1,4 +1,5 @@
-// Keys and values in pages of 16 tokens; a page holds all layers and heads of its tokens in one piece.
+// Keys and values, bf16 or int8, in pages of 16 tokens; a page holds all layers and heads of its tokens in
+// one piece.
 #pragma once
 
 #include <cstdint>
@@ -16,27 +17,29 @@ struct KvCacheFull : std::runtime_error {
 
 class KvCache {
  public:
-  KvCache(int layers, int kv_heads, int head_dim, int tokens);
+  KvCache(Format format, int layers, int kv_heads, int head_dim, int tokens);
 
   int allocate(); // page index; KvCacheFull when there is none
   void release(int page);
   void copy(int from, int to);
   int free_pages() const { return static_cast<int>(free_.size()); }
   int pages() const { return pages_; }
-  std::size_t page_bytes() const { return page_elements_ * sizeof(std::uint16_t); }
+  Format format() const { return format_; }
+  std::size_t page_bytes() const { return page_bytes_; }
 
-  // keys [D/2][16][2], then values [8][D][2] of one layer and head (see kernels.h)
-  std::uint16_t* block(int page, int layer, int head) const {
-    return data_.data() + page * page_elements_ +
-           (static_cast<std::size_t>(layer) * kv_heads_ + head) * block_elements_;
+  // keys and values of one layer and head (see AttendArgs)
+  std::uint8_t* block(int page, int layer, int head) const {
+    return data_.data() + page * page_bytes_ +
+           (static_cast<std::size_t>(layer) * kv_heads_ + head) * block_bytes_;
   }
 
  private:
+  Format format_;
   int kv_heads_;
   int pages_;
-  std::size_t block_elements_;
-  std::size_t page_elements_;
-  HugeArray<std::uint16_t> data_; // touched only as pages come into use
+  std::size_t block_bytes_;
+  std::size_t page_bytes_;
+  HugeArray<std::uint8_t> data_; // touched only as pages come into use
   std::vector<int> free_;
 };
 

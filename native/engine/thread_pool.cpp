@@ -2,15 +2,21 @@
 
 namespace pomona {
 namespace {
-constexpr int kSpins = 1000;      // about 12 us inside a step
 constexpr int kIdleSpins = 20000; // about 250 us between steps, then the workers sleep
 } // namespace
 
 ThreadPool::ThreadPool(int threads) : threads_(threads) {
-  for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+  try {
+    for (int i = 1; i < threads_; ++i) workers_.emplace_back([this, i] { work(i); });
+  } catch (...) { // the system has no more threads: those that run must end before this object does
+    stop();
+    throw;
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   {
     const std::lock_guard lock(mutex_);
     stop_.store(true, std::memory_order_relaxed);
@@ -21,12 +27,7 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::wait_for(const std::atomic<unsigned>& value, unsigned old) {
-  for (int spin = 0; value.load(std::memory_order_acquire) == old; ++spin) {
-    if (spin < kSpins)
-      cpu_relax();
-    else
-      std::this_thread::yield();
-  }
+  spin_until([&] { return value.load(std::memory_order_acquire) != old; });
 }
 
 void ThreadPool::run(const std::function<void(int)>& task) {
@@ -40,12 +41,7 @@ void ThreadPool::run(const std::function<void(int)>& task) {
     wake_.notify_all();
   }
   task(0);
-  for (int spin = 0; running_.load(std::memory_order_acquire) != 0 && threads_ > 1; ++spin) {
-    if (spin < kSpins)
-      cpu_relax();
-    else
-      std::this_thread::yield();
-  }
+  spin_until([&] { return running_.load(std::memory_order_acquire) == 0; });
 }
 
 void ThreadPool::work(int index) {

@@ -19,6 +19,34 @@ inline void cpu_relax() {
 #endif
 }
 
+// Waits until done() holds. Spins first, then yields: with a competing process a pure spin takes the very
+// core that the others need.
+template <class Done>
+void spin_until(Done&& done) {
+  constexpr int kSpins = 1000; // about 12 us inside a step
+  for (int spin = 0; !done(); ++spin) {
+    if (spin < kSpins)
+      cpu_relax();
+    else
+      std::this_thread::yield();
+  }
+}
+
+// A barrier in two halves: between arrive() and wait() a thread does what needs nothing of the others, and so
+// rarely waits. The threads pass one after another any number of these meetings, all of them each.
+class Meeting {
+ public:
+  void reset() { arrived_.store(0, std::memory_order_relaxed); }
+  void arrive() { arrived_.fetch_add(1, std::memory_order_acq_rel); }
+  // Until the threads have arrived `arrivals` times since reset(), all together.
+  void wait(int arrivals) const {
+    spin_until([&] { return arrived_.load(std::memory_order_acquire) >= arrivals; });
+  }
+
+ private:
+  alignas(64) std::atomic<int> arrived_{0};
+};
+
 class ThreadPool {
  public:
   explicit ThreadPool(int threads);
@@ -48,9 +76,9 @@ class ThreadPool {
   }
 
  private:
-  // Spins first, then yields: with a competing process a pure spin takes the very core that the others need.
   static void wait_for(const std::atomic<unsigned>& value, unsigned old);
   void work(int index);
+  void stop(); // ends the workers
 
   int threads_;
   alignas(64) std::atomic<int> arrived_{0};

@@ -70,15 +70,20 @@ class Reader {
     if (const TensorView* indices = find(weight + "_indices")) {
       need_packable(weight, rows, cols);
       m.format = Format::palette;
-      get(weight + "_indices", DType::u8, {groups, cols / 8, 64});
       const TensorView* tables = find(weight + "_tables");
-      const std::int64_t count = tables != nullptr && tables->shape.size() == 3 ? tables->shape[1] : 0;
+      const bool sound = tables != nullptr && tables->shape.size() == 3;
+      const std::int64_t count = sound ? tables->shape[1] : 0, colors = sound ? tables->shape[2] : 0;
       if (count < 1 || cols % count != 0 || cols / count % kBlock != 0)
         throw std::invalid_argument("tensor '" + weight + "_tables' does not cut " + std::to_string(cols) +
                                     " columns into tables of a multiple of 64");
+      if (colors != 16 && colors != 8 && colors != 4)
+        throw std::invalid_argument("tensor '" + weight + "_tables' must hold tables of 16, 8 or 4 entries");
+      m.bits = colors == 16 ? 4 : colors == 8 ? 3 : 2;
+      get(weight + "_indices", DType::u8,
+          m.bits == 3 ? Shape{groups, cols / 32, 3, 64} : Shape{groups, cols * m.bits / 32, 64});
       m.table_cols = static_cast<int>(cols / count);
-      m.tables =
-          reinterpret_cast<const std::int8_t*>(get(weight + "_tables", DType::i8, {groups, count, 16}).data);
+      m.tables = reinterpret_cast<const std::int8_t*>(
+          get(weight + "_tables", DType::i8, {groups, count, colors}).data);
       m.table_scales = reinterpret_cast<const std::uint16_t*>(
           get(weight + "_table_scales", DType::f16, {groups, count}).data);
       m.row_scales =
@@ -130,9 +135,9 @@ std::vector<Part> parts(const Matrix& m) {
     case Format::palette:
       break;
   }
-  const std::size_t tables = groups * (m.cols / m.table_cols);
+  const std::size_t tables = groups * m.tables_of_group();
   return {{m.data, groups * m.group_bytes()},
-          {m.tables, tables * 16},
+          {m.tables, tables * m.colors()},
           {m.table_scales, tables * 2},
           {m.row_scales, groups * 32}};
 }
@@ -162,6 +167,19 @@ std::size_t move_to(Matrix& m, std::uint8_t* to) {
 }
 
 } // namespace
+
+const ModelShape& checked(const ModelShape& s) {
+  constexpr int kMaxSize = 1 << 24, kMaxLayers = 1 << 14; // products of two sizes fit into an int
+  if (s.vocab < 1 || s.layers < 1 || s.heads < 1 || s.kv_heads < 1 || s.heads % s.kv_heads != 0 ||
+      s.vocab > kMaxSize || s.layers > kMaxLayers || s.heads > kMaxSize / 512)
+    throw std::invalid_argument("the model's sizes make no model");
+  if (s.hidden < 16 || s.hidden % 16 != 0 || s.ffn < 16 || s.ffn % 16 != 0 || s.hidden > kMaxSize ||
+      s.ffn > kMaxSize)
+    throw std::invalid_argument("hidden_size and intermediate_size must be multiples of 16");
+  if (s.head_dim < 16 || s.head_dim % 16 != 0 || s.head_dim > 512)
+    throw std::invalid_argument("head_dim must be a multiple of 16, at most 512");
+  return s;
+}
 
 Matrix read_matrix(const TensorMap& tensors, const std::string& module, int rows, int cols) {
   return Reader(tensors).matrix(module, rows, cols);

@@ -28,6 +28,9 @@ struct ModelShape {
   int qkv_rows() const { return q_rows() + 2 * kv_rows(); }
 };
 
+// Throws std::invalid_argument for sizes that make no model, or that the engine's arithmetic does not take.
+const ModelShape& checked(const ModelShape& shape);
+
 enum class DType { bf16, f16, f32, i8, u8 };
 
 struct TensorView {

@@ -1,7 +1,11 @@
 // AVX-512 with VNNI and VBMI: table look-up by vpermb, products by vpdpbusd, 16 output rows in the 16 lanes.
-#if defined(__AVX512VNNI__) && defined(__AVX512VBMI__)
+#if defined(__AVX512VNNI__) && defined(__AVX512VBMI2__)
 
 #include <immintrin.h>
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
 
 #include "kernels/vector_kernels.h"
 
@@ -39,25 +43,40 @@ struct Avx512 {
     const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16));
   }
+  static F int8(const std::int8_t* p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     const __m512i v = _mm512_loadu_si512(p);
     low = _mm512_castsi512_ps(_mm512_slli_epi32(v, 16));
     high = _mm512_castsi512_ps(_mm512_and_si512(v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
   // int8 planes: high = round(q / 128), low = q - 128 high in -64 .. 63.
-  static std::int32_t store_quantized(F a, std::uint8_t* row, int cols, int k) {
+  static std::int32_t store_fine(F a, std::uint8_t* row, int cols, int k) {
     const __m512i q = _mm512_cvtps_epi32(a);
     const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(q, _mm512_set1_epi32(64)), 7);
     const __m512i low = _mm512_sub_epi32(q, _mm512_slli_epi32(high, 7));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + k), _mm512_cvtepi32_epi8(high));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(row + cols + k), _mm512_cvtepi32_epi8(low));
+    store_plane(row + k, high);
+    store_plane(row + cols + k, low);
     return _mm512_reduce_add_epi32(q);
+  }
+  static void store_coarse(F a, std::uint8_t* row, int cols, int k, std::int32_t& sum,
+                           std::int32_t& squares) {
+    const __m512i q = _mm512_cvtps_epi32(a);
+    store_plane(row + k, q);
+    store_plane(row + cols + k, _mm512_setzero_si512());
+    sum += _mm512_reduce_add_epi32(q);
+    squares += _mm512_reduce_add_epi32(_mm512_mullo_epi32(q, q));
+  }
+  static void store_plane(std::uint8_t* to, __m512i q) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(q));
   }
 };
 
 constexpr int kPrefetch = 1536; // bytes ahead of the weight stream
-constexpr int kGemmTokens = 6;  // with 4 groups of rows: 24 accumulators
-constexpr int kGemmFrom = 8;    // tokens from which unpacking a tile of weights pays
+constexpr int kGemmTokens = 3;  // with 4 groups of rows: 12 products and 12 sums
+constexpr int kDirectTokens = 8;
+constexpr int kGemmFrom = 33; // tokens from which unpacking a tile of weights pays
 
 // The intrinsic makes gcc 12 copy and spill its tied accumulator; this keeps all of them in registers.
 inline __m512i dot(__m512i acc, __m512i weights, const std::uint8_t* x) {
@@ -67,11 +86,25 @@ inline __m512i dot(__m512i acc, __m512i weights, const std::uint8_t* x) {
   return acc;
 }
 
-// The table as unsigned bytes (+128), four times over: vpermb reads the low 6 bits of an index byte, so the
-// neighbour's bits above a 4-bit index select the same entry and need no mask.
-inline __m512i load_table(const std::int8_t* table) {
-  const __m128i t = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
-  return _mm512_broadcast_i32x4(_mm_xor_si128(t, _mm_set1_epi8(static_cast<char>(0x80))));
+// A load that gcc does not repeat at every use.
+inline __m512i load_once(const std::uint8_t* line) {
+  __m512i v;
+  asm("vmovdqa64 %1, %0" : "=v"(v) : "m"(*reinterpret_cast<const __m512i*>(line)));
+  return v;
+}
+
+// The table as unsigned bytes (+128), repeated over the register: vpermb reads the low 6 bits of an index
+// byte, so the neighbour's bits above the index select the same entry and need no mask.
+template <int Bits>
+__m512i load_table(const std::int8_t* table) {
+  const __m512i flip = _mm512_set1_epi8(static_cast<char>(0x80));
+  if constexpr (Bits == 4)
+    return _mm512_xor_si512(flip,
+                            _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(table))));
+  long long entries = 0;
+  std::memcpy(&entries, table, std::size_t{1} << Bits);
+  if constexpr (Bits == 2) entries |= entries << 32;
+  return _mm512_xor_si512(flip, _mm512_set1_epi64(entries));
 }
 
 inline float half(std::uint16_t h) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h))); }
@@ -82,157 +115,274 @@ inline __m512 row_scales(const Matrix& w, int g) {
 
 inline void store_rows(int g, float* y, __m512 v) { _mm512_storeu_ps(y + g * kGroupRows, v); }
 
-// One group of rows against M tokens, straight from the packed weights.
-template <bool Palette, int M>
-void group_matvec(const Matrix& w, int g, const QuantRows& x, int m0, float* y, std::size_t y_stride) {
-  constexpr int A = M == 1 ? 2 : 1; // independent accumulators of each plane
-  const std::size_t row_bytes = 2 * static_cast<std::size_t>(x.cols), low_plane = x.cols;
-  const std::uint8_t* line = w.data + g * w.group_bytes();
-  const std::uint8_t* q = x.q + m0 * row_bytes;
-  const float* scale = x.scale + static_cast<std::size_t>(m0) * x.blocks();
-  const std::int32_t* offset = x.offset + static_cast<std::size_t>(m0) * x.blocks();
-  const int blocks = x.blocks(), table_blocks = Palette ? w.table_cols / kBlock : blocks;
-  const std::int8_t* table = w.tables;
-  const std::uint16_t* table_scale = w.table_scales;
-  if constexpr (Palette) {
-    const std::size_t first = static_cast<std::size_t>(g) * (blocks / table_blocks);
-    table += 16 * first;
-    table_scale += first;
+// Calls use(step, weights) for the 16 steps of a block, weights being 64 unsigned bytes: 16 rows x 4 columns.
+// Moves `line` behind the block.
+template <int Bits, class Use>
+[[gnu::always_inline]] inline void each_step(const std::uint8_t*& line, __m512i entries, Use&& use) {
+  const auto next = [&]() __attribute__((always_inline)) {
+    const __m512i v = _mm512_loadu_si512(line);
+    _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetch, _MM_HINT_T0);
+    line += 64;
+    return v;
+  };
+  if constexpr (Bits == 8) {
+#pragma GCC unroll 16
+    for (int step = 0; step < 16; ++step) use(step, next());
+  } else if constexpr (Bits == 3) {
+    // Byte i of a result is the 8 bits from bit 3 i of the word on.
+    const auto spread = [&](__m512i v, int bit) __attribute__((always_inline)) {
+      const long long shifts = 0x15120f0c09060300 + 0x0101010101010101 * bit;
+      return _mm512_permutexvar_epi8(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), v), entries);
+    };
+#pragma GCC unroll 2
+    for (int step = 0; step < 16; step += 8) {
+      const __m512i a = next(), b = next(), c = next();
+      use(step, spread(a, 0));
+      use(step + 1, spread(a, 24));
+      use(step + 2, spread(_mm512_shrdi_epi64(a, b, 48), 0));
+      use(step + 3, spread(b, 8));
+      use(step + 4, spread(b, 32));
+      use(step + 5, spread(_mm512_shrdi_epi64(b, c, 56), 0));
+      use(step + 6, spread(c, 16));
+      use(step + 7, spread(c, 40));
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int step = 0; step < 16; step += 8 / Bits) {
+      __m512i v = next();
+#pragma GCC unroll 4
+      for (int i = 0; i < 8 / Bits; ++i, v = _mm512_srli_epi16(v, Bits))
+        use(step + i, _mm512_permutexvar_epi8(v, entries));
+    }
+  }
+}
+
+// Tables of a group, block by block.
+template <int Bits>
+class TableCursor {
+ public:
+  TableCursor(const Matrix& w, int g)
+      : table_blocks_(Bits < 8 ? w.table_cols / kBlock : 1),
+        table_(w.tables + (static_cast<std::size_t>(g) * w.tables_of_group() << (Bits % 8))),
+        scale_(w.table_scales + static_cast<std::size_t>(g) * w.tables_of_group()) {}
+
+  // To be called once for every block, in order.
+  void next() {
+    if constexpr (Bits < 8) {
+      if (left_ == 0) {
+        entries = load_table<Bits>(table_);
+        scale = half(*scale_++);
+        table_ += 1 << Bits;
+        left_ = table_blocks_;
+      }
+      --left_;
+    }
   }
 
+  __m512i entries{};
+  float scale = 1.0f;
+
+ private:
+  int table_blocks_, left_ = 0;
+  const std::int8_t* table_;
+  const std::uint16_t* scale_;
+};
+
+// One group of rows against one token, straight from the packed weights; two accumulators of each plane.
+template <int Bits>
+void group_matvec(const Matrix& w, int g, const QuantRows& x, int m, float* y) {
+  const int blocks = x.blocks();
+  const std::uint8_t* line = w.data + g * w.group_bytes();
+  const std::uint8_t* q = x.q + m * 2 * static_cast<std::size_t>(x.cols);
+  const std::size_t low_plane = x.cols, first = static_cast<std::size_t>(m) * blocks;
+  TableCursor<Bits> table(w, g);
+  __m512 f = _mm512_setzero_ps();
+  for (int b = 0; b < blocks; ++b, q += kBlock) {
+    table.next();
+    __m512i high[2] = {_mm512_set1_epi32(x.offset[first + b])}, low[2] = {};
+    if (x.fine[first + b] != 0) {
+      each_step<Bits>(
+          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+            high[step % 2] = dot(high[step % 2], v, q + 4 * step);
+            low[step % 2] = dot(low[step % 2], v, q + 4 * step + low_plane);
+          });
+    } else {
+      each_step<Bits>(
+          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+            high[step % 2] = dot(high[step % 2], v, q + 4 * step);
+          });
+    }
+    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(high[0], high[1]), 7),
+                                         _mm512_add_epi32(low[0], low[1]));
+    f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.scale[first + b] * table.scale), f);
+  }
+  store_rows(g, y, _mm512_mul_ps(f, row_scales(w, g)));
+}
+
+// M quantised rows side by side, so that a kernel reads them at fixed distances from one pointer.
+template <int M>
+struct SideBySide {
+  const std::int32_t* planes[2]; // [K/4][M], four columns in each
+  const float* scales;           // [K/64][M], times 128 in coarse blocks: exact, and saves the shift
+  const std::int32_t* offsets;   // [K/64][M]
+  const std::uint8_t* fine;      // [K/64]: bit m: row m needs the low plane
+
+  static std::size_t bytes(int cols) { return (2 * M + M / 8 + 1) * static_cast<std::size_t>(cols); }
+
+  SideBySide(const QuantRows& x, int m0, std::uint8_t* memory) {
+    const int steps = x.cols / 4, blocks = x.blocks();
+    auto* high = reinterpret_cast<std::int32_t*>(memory);
+    auto* low = high + static_cast<std::size_t>(steps) * M;
+    auto* scale = reinterpret_cast<float*>(low + static_cast<std::size_t>(steps) * M);
+    auto* offset = reinterpret_cast<std::int32_t*>(scale + static_cast<std::size_t>(blocks) * M);
+    auto* any = reinterpret_cast<std::uint8_t*>(offset + static_cast<std::size_t>(blocks) * M);
+    std::fill_n(any, blocks, std::uint8_t{0});
+    for (int m = 0; m < M; ++m) {
+      const auto* row =
+          reinterpret_cast<const std::int32_t*>(x.q + (m0 + m) * 2 * static_cast<std::size_t>(x.cols));
+      for (int i = 0; i < steps; ++i) high[i * M + m] = row[i];
+      for (int i = 0; i < steps; ++i) low[i * M + m] = row[steps + i];
+      const std::size_t first = static_cast<std::size_t>(m0 + m) * blocks;
+      for (int b = 0; b < blocks; ++b) {
+        scale[b * M + m] = x.scale[first + b] * (x.fine[first + b] != 0 ? 1.0f : 128.0f);
+        offset[b * M + m] = x.offset[first + b];
+        any[b] = static_cast<std::uint8_t>(any[b] | x.fine[first + b] << m);
+      }
+    }
+    planes[0] = high;
+    planes[1] = low;
+    scales = scale;
+    offsets = offset;
+    fine = any;
+  }
+};
+
+// One group of rows against M tokens. The unpacked weights of a block are kept for the rows that need the low
+// plane, too.
+template <int Bits, int M>
+void group_direct(const Matrix& w, int g, const SideBySide<M>& x, float* y, std::size_t y_stride) {
+  const std::uint8_t* line = w.data + g * w.group_bytes();
+  TableCursor<Bits> table(w, g);
+  alignas(64) __m512i kept[16];
   __m512 f[M];
   for (int m = 0; m < M; ++m) f[m] = _mm512_setzero_ps();
-  for (int b = 0; b < blocks;) {
-    __m512i entries{};
-    float t = 1.0f;
-    if constexpr (Palette) {
-      entries = load_table(table);
-      t = half(*table_scale++);
-      table += 16;
-    }
-    for (const int end = b + table_blocks; b < end; ++b, q += kBlock) {
-      __m512i high[M][A], low[M][A];
-      for (int m = 0; m < M; ++m)
-        for (int a = 0; a < A; ++a) high[m][a] = low[m][a] = _mm512_setzero_si512();
-      if constexpr (Palette) {
+  for (int b = 0; b < w.cols / kBlock; ++b) {
+    table.next();
+    const std::size_t first = static_cast<std::size_t>(b) * (kBlock / 4) * M;
+    const auto* high = reinterpret_cast<const std::uint8_t*>(x.planes[0] + first);
+    const auto* low = reinterpret_cast<const std::uint8_t*>(x.planes[1] + first);
+    const unsigned fine = x.fine[b];
+    __m512i acc[M];
+    for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(x.offsets[b * M + m]);
+    each_step<Bits>(
+        line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+          kept[step] = v;
 #pragma GCC unroll 8
-        for (int k = 0; k < kBlock; k += 8, line += 64) {
-          const __m512i v = _mm512_loadu_si512(line);
-          _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetch, _MM_HINT_T0);
-          const __m512i first = _mm512_permutexvar_epi8(v, entries);
-          const __m512i second = _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), entries);
-          for (int m = 0; m < M; ++m) {
-            const std::uint8_t* p = q + m * row_bytes + k;
-            high[m][0] = dot(high[m][0], first, p);
-            low[m][0] = dot(low[m][0], first, p + low_plane);
-            high[m][A - 1] = dot(high[m][A - 1], second, p + 4);
-            low[m][A - 1] = dot(low[m][A - 1], second, p + 4 + low_plane);
-          }
-        }
-      } else {
+          for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, high + 4 * (step * M + m));
+        });
+#pragma GCC unroll 8
+    for (int m = 0; m < M; ++m) {
+      if ((fine >> m & 1u) == 0) continue;
+      __m512i part[4] = {_mm512_slli_epi32(acc[m], 7)};
 #pragma GCC unroll 16
-        for (int k = 0; k < kBlock; k += 4, line += 64) {
-          const __m512i v = _mm512_loadu_si512(line);
-          _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetch, _MM_HINT_T0);
-          for (int m = 0; m < M; ++m) {
-            const std::uint8_t* p = q + m * row_bytes + k;
-            high[m][k / 4 % A] = dot(high[m][k / 4 % A], v, p);
-            low[m][k / 4 % A] = dot(low[m][k / 4 % A], v, p + low_plane);
-          }
-        }
-      }
-      for (int m = 0; m < M; ++m) {
-        __m512i h = high[m][0], l = low[m][0];
-        if constexpr (A == 2) {
-          h = _mm512_add_epi32(h, high[m][1]);
-          l = _mm512_add_epi32(l, low[m][1]);
-        }
-        l = _mm512_add_epi32(l, _mm512_set1_epi32(offset[m * blocks + b]));
-        const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(h, 7), l);
-        f[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale[m * blocks + b] * t), f[m]);
-      }
+      for (int step = 0; step < 16; ++step)
+        part[step % 4] = dot(part[step % 4], kept[step], low + 4 * (step * M + m));
+      acc[m] = _mm512_add_epi32(_mm512_add_epi32(part[0], part[1]), _mm512_add_epi32(part[2], part[3]));
     }
+    for (int m = 0; m < M; ++m)
+      f[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m]), _mm512_set1_ps(x.scales[b * M + m] * table.scale),
+                             f[m]);
   }
   for (int m = 0; m < M; ++m) store_rows(g, y + m * y_stride, _mm512_mul_ps(f[m], row_scales(w, g)));
 }
 
-template <bool Palette>
-void matvec(const Matrix& w, int g0, int g1, const QuantRows& x, int m0, int m1, float* y,
-            std::size_t y_stride) {
-  for (int g = g0; g < g1; ++g) {
-    int m = m0;
-    for (; m + 4 <= m1; m += 4) group_matvec<Palette, 4>(w, g, x, m, y + m * y_stride, y_stride);
-    if (m + 2 <= m1) {
-      group_matvec<Palette, 2>(w, g, x, m, y + m * y_stride, y_stride);
-      m += 2;
+// M tokens in as few and as equal tiles as `Most` allows, each by work<T>(m0).
+template <int Most, class Work>
+void tiles(int rows, Work&& work) {
+  const int count = (rows + Most - 1) / Most;
+  for (int i = 0; i < count; ++i) {
+    const int m0 = rows * i / count, size = rows * (i + 1) / count - m0;
+    [&]<int... T>(std::integer_sequence<int, T...>) {
+      ((size == T + 1 ? work(std::integral_constant<int, T + 1>(), m0) : void()), ...);
     }
-    if (m < m1) group_matvec<Palette, 1>(w, g, x, m, y + m * y_stride, y_stride);
+    (std::make_integer_sequence<int, Most>());
   }
 }
 
-// G groups unpacked to unsigned bytes: tile [K/4][G][64].
-template <bool Palette>
+template <int Bits>
+void direct(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+            std::uint8_t* scratch) {
+  tiles<kDirectTokens>(x.rows, [&](auto m, int m0) {
+    const SideBySide<m> rows(x, m0, scratch);
+    for (int g = g0; g < g1; ++g) group_direct<Bits, m>(w, g, rows, y + m0 * y_stride, y_stride);
+  });
+}
+
+// G groups unpacked to unsigned bytes: tile [K/4][G][64]; behind the largest tile, their table scales as
+// float [K/64][G].
+template <int Bits>
 void unpack(const Matrix& w, int g0, int groups, std::uint8_t* tile) {
+  const std::size_t stride = 64 * static_cast<std::size_t>(groups);
   for (int i = 0; i < groups; ++i) {
     const std::uint8_t* line = w.data + (g0 + i) * w.group_bytes();
     std::uint8_t* out = tile + 64 * i;
-    const std::size_t step = 64 * static_cast<std::size_t>(groups);
-    if constexpr (Palette) {
-      const std::int8_t* table = w.tables + static_cast<std::size_t>(g0 + i) * (w.cols / w.table_cols) * 16;
-      for (int c = 0; c < w.cols; c += w.table_cols, table += 16) {
-        const __m512i entries = load_table(table);
-        for (int k = 0; k < w.table_cols; k += 8, line += 64, out += 2 * step) {
-          const __m512i v = _mm512_loadu_si512(line);
-          _mm_prefetch(reinterpret_cast<const char*>(line) + kPrefetch, _MM_HINT_T0);
-          _mm512_store_si512(out, _mm512_permutexvar_epi8(v, entries));
-          _mm512_store_si512(out + step, _mm512_permutexvar_epi8(_mm512_srli_epi16(v, 4), entries));
-        }
-      }
-    } else {
-      for (int k = 0; k < w.cols; k += 4, line += 64, out += step)
-        _mm512_store_si512(out, _mm512_loadu_si512(line));
+    auto* scales = reinterpret_cast<float*>(tile + static_cast<std::size_t>(64) * w.cols) + i;
+    TableCursor<Bits> table(w, g0 + i);
+    for (int b = 0; b < w.cols / kBlock; ++b, out += 16 * stride, scales += groups) {
+      table.next();
+      *scales = table.scale;
+      each_step<Bits>(
+          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+            _mm512_store_si512(out + step * stride, v);
+          });
     }
   }
 }
 
-// G groups x T tokens of unpacked weights.
-template <bool Palette, int G, int T>
+// G groups x T tokens of unpacked weights. Products and sums all stay in registers: 2 G T + G of the 32.
+template <int Bits, int G, int T>
 void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRows& x, int m0, float* y,
                std::size_t y_stride) {
   const std::size_t row_bytes = 2 * static_cast<std::size_t>(x.cols);
-  const int blocks = x.blocks(), table_blocks = Palette ? w.table_cols / kBlock : blocks;
-  const int tables = blocks / table_blocks;
+  const int blocks = x.blocks();
   const float* scale = x.scale + static_cast<std::size_t>(m0) * blocks;
   const std::int32_t* offset = x.offset + static_cast<std::size_t>(m0) * blocks;
+  const std::uint8_t* fine = x.fine + static_cast<std::size_t>(m0) * blocks;
+  const auto* table_scales = reinterpret_cast<const float*>(tile + static_cast<std::size_t>(64) * x.cols);
   __m512 f[T][G];
   for (int t = 0; t < T; ++t)
     for (int g = 0; g < G; ++g) f[t][g] = _mm512_setzero_ps();
   for (int b = 0; b < blocks; ++b) {
     __m512i acc[T][G];
     for (int t = 0; t < T; ++t)
-      for (int g = 0; g < G; ++g) acc[t][g] = _mm512_setzero_si512();
-    for (int plane = 0; plane < 2; ++plane) {
-      const std::uint8_t* lines = tile + static_cast<std::size_t>(b) * (kBlock / 4) * G * 64;
-      const std::uint8_t* q = x.q + m0 * row_bytes + plane * x.cols + b * kBlock;
-      for (int k = 0; k < kBlock; k += 4, lines += G * 64, q += 4) {
-        __m512i v[G];
-        for (int g = 0; g < G; ++g) v[g] = _mm512_load_si512(lines + 64 * g);
-#pragma GCC unroll 12
-        for (int t = 0; t < T; ++t)
+      for (int g = 0; g < G; ++g) acc[t][g] = _mm512_set1_epi32(offset[t * blocks + b]);
+    const std::uint8_t* const first = tile + static_cast<std::size_t>(b) * (kBlock / 4) * G * 64;
+    const std::uint8_t* const q0 = x.q + m0 * row_bytes + b * kBlock;
+    const std::uint8_t* lines = first;
+    for (const std::uint8_t* q = q0; q < q0 + kBlock; q += 4, lines += G * 64) {
+      __m512i v[G];
+      for (int g = 0; g < G; ++g) v[g] = load_once(lines + 64 * g);
 #pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], v[g], q + t * row_bytes);
-      }
-      if (plane == 0)
-        for (int t = 0; t < T; ++t)
-          for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
+      for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], v[g], q + t * row_bytes);
     }
-    for (int g = 0; g < G; ++g) {
-      const float table =
-          Palette ? half(w.table_scales[static_cast<std::size_t>(g0 + g) * tables + b / table_blocks]) : 1.0f;
-      for (int t = 0; t < T; ++t) {
-        const __m512i sum = _mm512_add_epi32(acc[t][g], _mm512_set1_epi32(offset[t * blocks + b]));
-        f[t][g] =
-            _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(scale[t * blocks + b] * table), f[t][g]);
+#pragma GCC unroll 4
+    for (int t = 0; t < T; ++t) {
+      float factor = 128.0f; // of a coarse block: exact, and saves the shift
+      if (fine[t * blocks + b] != 0) {
+        factor = 1.0f;
+        for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
+        lines = first;
+        const std::uint8_t* const low = q0 + t * row_bytes + x.cols;
+        for (const std::uint8_t* q = low; q < low + kBlock; q += 4, lines += G * 64)
+#pragma GCC unroll 4
+          for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], load_once(lines + 64 * g), q);
+      }
+      const __m512 s = _mm512_set1_ps(factor * scale[t * blocks + b]);
+      for (int g = 0; g < G; ++g) {
+        const __m512 product = Bits < 8 ? _mm512_mul_ps(s, _mm512_set1_ps(table_scales[b * G + g])) : s;
+        f[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][g]), product, f[t][g]);
       }
     }
   }
@@ -241,27 +391,26 @@ void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRow
       store_rows(g0 + g, y + (m0 + t) * y_stride, _mm512_mul_ps(f[t][g], row_scales(w, g0 + g)));
 }
 
-template <bool Palette, int G>
+template <int Bits, int G>
 void gemm(const Matrix& w, int g0, const QuantRows& x, float* y, std::size_t y_stride, std::uint8_t* tile) {
-  unpack<Palette>(w, g0, G, tile);
-  int m = 0;
-  for (; m + kGemmTokens <= x.rows; m += kGemmTokens)
-    gemm_tile<Palette, G, kGemmTokens>(w, g0, tile, x, m, y, y_stride);
-  for (; m + 2 <= x.rows; m += 2) gemm_tile<Palette, G, 2>(w, g0, tile, x, m, y, y_stride);
-  for (; m < x.rows; ++m) gemm_tile<Palette, G, 1>(w, g0, tile, x, m, y, y_stride);
+  unpack<Bits>(w, g0, G, tile);
+  tiles<kGemmTokens>(x.rows, [&](auto t, int m0) { gemm_tile<Bits, G, t>(w, g0, tile, x, m0, y, y_stride); });
 }
 
-template <bool Palette>
+template <int Bits>
 void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
             std::uint8_t* scratch) {
-  if (x.rows < kGemmFrom) {
-    matvec<Palette>(w, g0, g1, x, 0, x.rows, y, y_stride);
-    return;
-  }
+  if (x.rows < kGemmFrom) return direct<Bits>(w, g0, g1, x, y, y_stride, scratch);
   int g = g0;
-  for (; g + 4 <= g1; g += 4) gemm<Palette, 4>(w, g, x, y, y_stride, scratch);
-  for (; g + 2 <= g1; g += 2) gemm<Palette, 2>(w, g, x, y, y_stride, scratch);
-  for (; g < g1; ++g) gemm<Palette, 1>(w, g, x, y, y_stride, scratch);
+  for (; g + 4 <= g1; g += 4) gemm<Bits, 4>(w, g, x, y, y_stride, scratch);
+  for (; g + 2 <= g1; g += 2) gemm<Bits, 2>(w, g, x, y, y_stride, scratch);
+  for (; g < g1; ++g) gemm<Bits, 1>(w, g, x, y, y_stride, scratch);
+}
+
+void matmul_palette(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
+                    std::uint8_t* scratch) {
+  const auto work = w.bits == 4 ? matmul<4> : w.bits == 3 ? matmul<3> : matmul<2>;
+  work(w, g0, g1, x, y, y_stride, scratch);
 }
 
 } // namespace
@@ -269,8 +418,8 @@ void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::
 const Kernels* avx512_kernels() {
   static const Kernels kernels = [] {
     Kernels k = VectorKernels<Avx512>::table("avx512");
-    k.matmul_palette = matmul<true>;
-    k.matmul_int8 = matmul<false>;
+    k.matmul_palette = matmul_palette;
+    k.matmul_int8 = matmul<8>;
     return k;
   }();
   return &kernels;

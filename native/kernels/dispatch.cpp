@@ -3,54 +3,83 @@
 #include <string>
 #include <string_view>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
+
 #include "kernels/kernels.h"
 
 namespace pomona {
 namespace {
 
-const Kernels* usable_avx512() {
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi"))
-    return avx512_kernels();
-#endif
-  return nullptr;
+
+const Kernels* usable_avx512() {
+  const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                   __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512vbmi") &&
+                   __builtin_cpu_supports("avx512vbmi2");
+  return has ? avx512_kernels() : nullptr;
 }
 
 const Kernels* usable_avx2() {
-#if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c"))
-    return avx2_kernels();
-#endif
-  return nullptr;
+  const bool has =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  return has ? avx2_kernels() : nullptr;
 }
 
-} // namespace
+#elif defined(__aarch64__)
 
-#if !defined(__x86_64__)
-const Kernels* avx2_kernels() { return nullptr; }
-const Kernels* avx512_kernels() { return nullptr; }
+const Kernels* usable_neon_dot() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20; // HWCAP_ASIMDDP of asm/hwcap.h
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0 ? neon_dot_kernels() : nullptr;
+#elif defined(__APPLE__)
+  return neon_dot_kernels(); // every Apple processor of 64 bits that runs macOS has it
+#else
+  return nullptr;
 #endif
+}
+
+#endif
+
+// Best first. A name whose code was not built, or that this machine cannot run, has no table.
+struct Candidate {
+  std::string_view name;
+  const Kernels* (*table)();
+};
+
+constexpr Candidate kCandidates[] = {
+#if defined(__x86_64__)
+    {"avx512", usable_avx512},
+    {"avx2", usable_avx2},
+#elif defined(__aarch64__)
+    {"neon_dot", usable_neon_dot},
+    {"neon", neon_kernels},
+#endif
+    {"scalar", [] { return &scalar_kernels(); }},
+};
+
+} // namespace
 
 const char* available_kernels() {
   static const std::string names = [] {
     std::string s;
-    if (usable_avx512() != nullptr) s += "avx512 ";
-    if (usable_avx2() != nullptr) s += "avx2 ";
-    return s + "scalar";
+    for (const Candidate& c : kCandidates) {
+      if (c.table() == nullptr) continue;
+      if (!s.empty()) s += ' ';
+      s += c.name;
+    }
+    return s;
   }();
   return names.c_str();
 }
 
 const Kernels& select_kernels(const char* isa) {
   const std::string_view name(isa);
-  const bool best = name == "auto";
-  if (best || name == "avx512")
-    if (const Kernels* k = usable_avx512()) return *k;
-  if (best || name == "avx2")
-    if (const Kernels* k = usable_avx2()) return *k;
-  if (best || name == "scalar") return scalar_kernels();
+  for (const Candidate& c : kCandidates)
+    if (name == "auto" || name == c.name)
+      if (const Kernels* k = c.table()) return *k;
   throw std::invalid_argument("instruction set '" + std::string(name) +
                               "' is not available here; choose auto or one of: " + available_kernels());
 }

@@ -1,6 +1,7 @@
 // The reference: plain C++, one lane. The other instruction sets are tested against it.
 #include <cmath>
 
+#include "kernels/palette_layout.h"
 #include "kernels/vector_kernels.h"
 
 namespace pomona {
@@ -37,46 +38,56 @@ struct Scalar {
     std::memcpy(&f, &u, 4);
     return f;
   }
+  static F int8(const std::int8_t* p) { return static_cast<float>(*p); }
   static void bf16_pairs(const std::uint16_t* p, F& low, F& high) {
     low = bf16(p);
     high = bf16(p + 1);
   }
-  // Rounds to the nearest int16, stores it as column k of a row, returns the sum of the lanes.
-  static std::int32_t store_quantized(F a, std::uint8_t* row, int, int k) {
+  // Rounds to int16, stores it as column k of a row, returns the sum of the lanes.
+  static std::int32_t store_fine(F a, std::uint8_t* row, int, int k) {
     const auto q = static_cast<std::int16_t>(std::lrintf(a));
     std::memcpy(row + 2 * k, &q, 2);
     return q;
+  }
+  // Rounds to int8 and stores 128 times that as column k; adds to the sum and to the sum of squares.
+  static void store_coarse(F a, std::uint8_t* row, int, int k, std::int32_t& sum, std::int32_t& squares) {
+    const auto q = static_cast<std::int16_t>(std::lrintf(a));
+    const auto shifted = static_cast<std::int16_t>(q * 128);
+    std::memcpy(row + 2 * k, &shifted, 2);
+    sum += q;
+    squares += q * q;
   }
 };
 
 int packed_value(const Matrix& w, const std::uint8_t* group, const std::int8_t* table, int r, int k) {
   if (w.format == Format::int8) return group[static_cast<std::size_t>(k / 4) * 64 + r * 4 + k % 4] - 128;
-  const std::uint8_t byte = group[static_cast<std::size_t>(k / 8) * 64 + r * 4 + k % 4];
-  return table[k & 4 ? byte >> 4 : byte & 15];
+  return table[palette_index(w.bits, group, r, k)];
 }
 
 void matmul_packed(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
-                   std::uint8_t*) {
-  const int tables = w.format == Format::palette ? w.cols / w.table_cols : 1;
-  for (int g = g0; g < g1; ++g) {
+                   std::uint8_t* scratch) {
+  const bool palette = w.format == Format::palette;
+  const int tables = w.tables_of_group();
+  auto* values = reinterpret_cast<std::int8_t*>(scratch); // of one row
+  for (int row = g0 * kGroupRows; row < g1 * kGroupRows; ++row) {
+    const int g = row / kGroupRows, r = row % kGroupRows;
     const std::uint8_t* group = w.data + g * w.group_bytes();
+    for (int k = 0; k < w.cols; ++k) {
+      const int t = palette ? g * tables + k / w.table_cols : 0;
+      values[k] = static_cast<std::int8_t>(packed_value(
+          w, group, palette ? w.tables + static_cast<std::size_t>(t) * w.colors() : nullptr, r, k));
+    }
     for (int m = 0; m < x.rows; ++m) {
       const auto* q = reinterpret_cast<const std::int16_t*>(x.q + static_cast<std::size_t>(m) * 2 * x.cols);
-      for (int r = 0; r < kGroupRows; ++r) {
-        float f = 0.0f;
-        for (int b = 0; b < x.blocks(); ++b) {
-          const int t = w.format == Format::palette ? g * tables + b * kBlock / w.table_cols : 0;
-          const std::int8_t* table = w.format == Format::palette ? w.tables + t * 16 : nullptr;
-          std::int32_t dot = 0;
-          for (int k = b * kBlock; k < (b + 1) * kBlock; ++k)
-            dot += packed_value(w, group, table, r, k) * q[k];
-          float scale = x.scale[static_cast<std::size_t>(m) * x.blocks() + b];
-          if (w.format == Format::palette) scale *= half_to_float(w.table_scales[t]);
-          f = std::fma(static_cast<float>(dot), scale, f);
-        }
-        const int row = g * kGroupRows + r;
-        y[m * y_stride + row] = f * half_to_float(w.row_scales[row]);
+      float f = 0.0f;
+      for (int b = 0; b < x.blocks(); ++b) {
+        std::int32_t dot = 0;
+        for (int k = b * kBlock; k < (b + 1) * kBlock; ++k) dot += values[k] * q[k];
+        float scale = x.scale[static_cast<std::size_t>(m) * x.blocks() + b];
+        if (palette) scale *= half_to_float(w.table_scales[g * tables + b * kBlock / w.table_cols]);
+        f = std::fma(static_cast<float>(dot), scale, f);
       }
+      y[m * y_stride + row] = f * half_to_float(w.row_scales[row]);
     }
   }
 }
@@ -109,7 +120,7 @@ float weight_value(const Matrix& w, int row, int col) {
   const std::int8_t* table = nullptr;
   if (w.format == Format::palette) {
     const int t = g * (w.cols / w.table_cols) + col / w.table_cols;
-    table = w.tables + t * 16;
+    table = w.tables + static_cast<std::size_t>(t) * w.colors();
     scale *= half_to_float(w.table_scales[t]);
   }
   return static_cast<float>(packed_value(w, group, table, r, col)) * scale;

@@ -1,7 +1,7 @@
 // The floating-point kernels, written once over a vector type V that each instruction set supplies:
-// V::F, V::width, load, store, set1, fma(a, b, c) = a * b + c, add, sub, mul, div, max, abs, round_to_int8,
-// exp2i (2^n for whole n), zero_below, reduce_add, reduce_max, bf16 (width values), bf16_pairs (low and high
-// halves of 32-bit lanes), any_equal.
+// V::F, V::width, load, store, set1, fma(a, b, c) = a * b + c, add, sub, mul, div, max, abs, round,
+// exp2i (2^n for whole n), zero_below, store_coarse, store_fine, reduce_add, reduce_max, bf16 and int8 (width values),
+// bf16_pairs (low and high halves of 32-bit lanes), any_equal.
 //
 // Every output row and token is folded in one fixed order whatever the tile sizes: results do not depend on
 // the batch. V lives in an unnamed namespace of its file, so that no instantiation is shared between
@@ -29,6 +29,7 @@ struct VectorKernels {
   static constexpr int W = V::width;
   static constexpr int N = kPageTokens / W; // vectors of a page's 16 lanes
   static constexpr float kMasked = -1e30f;
+  static constexpr int kFactorPrefetch = 3072; // bytes ahead in a stream of adapter weights
 
   // exp(x), relative error below 2e-7; 0 below -87. Cephes-style split of ln 2 and a degree-6 polynomial.
   static F exp(F x) {
@@ -46,9 +47,16 @@ struct VectorKernels {
     return V::zero_below(x, V::set1(-87.0f), V::mul(p, V::exp2i(n)));
   }
 
-  static void quantize(const float* x, int c0, int c1, const QuantRows& rows, int m) {
+  static void quantize(const float* x, const QuantRows& rows, int m) {
+    const int blocks = rows.blocks();
     std::uint8_t* q = rows.q + static_cast<std::size_t>(m) * 2 * rows.cols;
-    for (int b = c0 / kBlock; b < c1 / kBlock; ++b) {
+    float* scale = rows.scale + static_cast<std::size_t>(m) * blocks;
+    std::int32_t* offset = rows.offset + static_cast<std::size_t>(m) * blocks;
+    std::uint8_t* fine = rows.fine + static_cast<std::size_t>(m) * blocks;
+    // All blocks at 8 bits; the row's energy from whole numbers, so that every instruction set finds the
+    // same.
+    double energy = 0.0;
+    for (int b = 0; b < blocks; ++b) {
       const float* p = x + b * kBlock;
       F largest_lanes = V::set1(0.0f), nothing = V::set1(0.0f);
       for (int i = 0; i < kBlock; i += W) {
@@ -57,19 +65,26 @@ struct VectorKernels {
       }
       const float largest = V::reduce_max(largest_lanes);
       // Blocks of zeros, of infinities and of NaN say nothing.
-      const bool usable = largest > 1e-30f && largest < 1e30f && V::reduce_add(nothing) == 0.0f;
-      if (!usable) {
-        for (int i = 0; i < kBlock; i += W) V::store_quantized(V::set1(0.0f), q, rows.cols, b * kBlock + i);
-        rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = 0.0f;
-        rows.offset[static_cast<std::size_t>(m) * rows.blocks() + b] = 0;
-        continue;
-      }
-      const F inverse = V::set1(kQuantMax / largest);
+      const bool usable = largest > 1e-25f && largest < 1e25f && V::reduce_add(nothing) == 0.0f;
+      const F inverse = V::set1(usable ? 127.0f / largest : 0.0f);
+      std::int32_t sum = 0, squares = 0;
+      for (int i = 0; i < kBlock; i += W)
+        V::store_coarse(usable ? V::mul(V::load(p + i), inverse) : inverse, q, rows.cols, b * kBlock + i, sum,
+                        squares);
+      scale[b] = usable ? largest / kQuantMax : 0.0f;
+      offset[b] = -128 * sum;
+      energy += static_cast<double>(scale[b]) * scale[b] * squares;
+    }
+    const double limit = energy * (static_cast<double>(kCoarseError) * 12.0 / kBlock);
+    for (int b = 0; b < blocks; ++b) {
+      fine[b] = static_cast<double>(scale[b]) * scale[b] > limit;
+      if (!fine[b]) continue;
+      const float* p = x + b * kBlock;
+      const F inverse = V::set1(1.0f / scale[b]);
       std::int32_t sum = 0;
       for (int i = 0; i < kBlock; i += W)
-        sum += V::store_quantized(V::mul(V::load(p + i), inverse), q, rows.cols, b * kBlock + i);
-      rows.scale[static_cast<std::size_t>(m) * rows.blocks() + b] = largest / kQuantMax;
-      rows.offset[static_cast<std::size_t>(m) * rows.blocks() + b] = -128 * sum;
+        sum += V::store_fine(V::mul(V::load(p + i), inverse), q, rows.cols, b * kBlock + i);
+      offset[b] = -sum;
     }
   }
 
@@ -114,40 +129,122 @@ struct VectorKernels {
     }
   }
 
-  static void add_low_rank(const std::uint16_t* b, int rank, int g0, int g1, const float* u,
-                           std::size_t u_stride, int m, float scale, float* y, std::size_t y_stride) {
-    for (int g = g0; g < g1; ++g) {
-      const std::uint16_t* group = b + static_cast<std::size_t>(g) * rank * kGroupRows;
+  // The factors of two steps (columns of A, ranks of B) for 16 lanes.
+  template <Format P>
+  static void factor_pair(const std::uint8_t* p, int n, F& low, F& high) {
+    if constexpr (P == Format::bf16) {
+      V::bf16_pairs(reinterpret_cast<const std::uint16_t*>(p) + 2 * n * W, low, high);
+    } else {
+      low = V::int8(reinterpret_cast<const std::int8_t*>(p) + n * W);
+      high = V::int8(reinterpret_cast<const std::int8_t*>(p) + kGroupRows + n * W);
+    }
+  }
+  template <Format P>
+  static constexpr int pair_bytes = 2 * kGroupRows*(P == Format::bf16 ? 2 : 1);
+  static constexpr int kFactorRows = N == 1 ? 4 : 2; // rows of a tile, as registers allow
+
+  // One unit of A times T rows.
+  template <Format P, int T>
+  static void lower_tile(const std::uint8_t* a, int cols, F scale, const float* x, std::size_t x_stride,
+                         float* out, std::size_t out_stride, bool more) {
+    F even[T][N], odd[T][N];
+    for (int t = 0; t < T; ++t)
+      for (int n = 0; n < N; ++n) even[t][n] = odd[t][n] = V::set1(0.0f);
+    for (int k = 0; k < cols; k += 2, a += pair_bytes<P>) {
+      __builtin_prefetch(a + kFactorPrefetch);
+      for (int n = 0; n < N; ++n) {
+        F low, high;
+        factor_pair<P>(a, n, low, high);
+        for (int t = 0; t < T; ++t) {
+          even[t][n] = V::fma(low, V::set1(x[t * x_stride + k]), even[t][n]);
+          odd[t][n] = V::fma(high, V::set1(x[t * x_stride + k + 1]), odd[t][n]);
+        }
+      }
+    }
+    for (int t = 0; t < T; ++t)
+      for (int n = 0; n < N; ++n) {
+        F sum = V::add(even[t][n], odd[t][n]);
+        if constexpr (P == Format::int8) sum = V::mul(sum, scale);
+        float* to = out + t * out_stride + n * W;
+        V::store(to, more ? V::add(V::load(to), sum) : sum);
+      }
+  }
+
+  template <Format P>
+  static void lower_units(const LowerFactor& a, int unit0, int unit1, const float* x, std::size_t x_stride,
+                          int m, float* out, std::size_t out_stride, std::size_t segment_stride) {
+    const int segments = a.segments();
+    for (int unit = unit0; unit < unit1; ++unit) {
+      const int block = unit / segments, segment = unit % segments, k = segment * kBlock;
+      const int cols = a.cols - k < kBlock ? a.cols - k : kBlock;
+      const std::uint8_t* data = a.data + (static_cast<std::size_t>(block) * a.cols + k) / 2 * pair_bytes<P>;
+      const F scale = V::set1(P == Format::int8 ? a.scales[unit] : 1.0f);
+      const bool more = segment_stride == 0 && segment > 0;
+      float* to = out + segment * segment_stride + block * kGroupRows;
       int t = 0;
-      for (; t + 4 <= m; t += 4)
-        low_rank_tile<4>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows,
-                         y_stride);
+      for (; t + kFactorRows <= m; t += kFactorRows)
+        lower_tile<P, kFactorRows>(data, cols, scale, x + t * x_stride + k, x_stride, to + t * out_stride,
+                                   out_stride, more);
       for (; t < m; ++t)
-        low_rank_tile<1>(group, rank, u + t * u_stride, u_stride, scale, y + t * y_stride + g * kGroupRows,
-                         y_stride);
+        lower_tile<P, 1>(data, cols, scale, x + t * x_stride + k, x_stride, to + t * out_stride, out_stride,
+                         more);
     }
   }
 
-  template <int T>
-  static void low_rank_tile(const std::uint16_t* b, int rank, const float* u, std::size_t u_stride,
-                            float scale, float* y, std::size_t y_stride) {
+  static void lower(const LowerFactor& a, int unit0, int unit1, const float* x, std::size_t x_stride, int m,
+                    float* out, std::size_t out_stride, std::size_t segment_stride) {
+    if (a.format == Format::int8)
+      lower_units<Format::int8>(a, unit0, unit1, x, x_stride, m, out, out_stride, segment_stride);
+    else
+      lower_units<Format::bf16>(a, unit0, unit1, x, x_stride, m, out, out_stride, segment_stride);
+  }
+
+  // One group of B times T rows.
+  template <Format P, int T>
+  static void raise_tile(const std::uint8_t* b, int rank, F scale, const float* u, std::size_t u_stride,
+                         float* y, std::size_t y_stride) {
     F acc[T][N];
     for (int t = 0; t < T; ++t)
       for (int n = 0; n < N; ++n) acc[t][n] = V::set1(0.0f);
-    for (int j = 0; j < rank; j += 2, b += 2 * kGroupRows)
+    for (int j = 0; j < rank; j += 2, b += pair_bytes<P>) {
+      __builtin_prefetch(b + kFactorPrefetch);
       for (int n = 0; n < N; ++n) {
         F low, high;
-        V::bf16_pairs(b + 2 * n * W, low, high);
+        factor_pair<P>(b, n, low, high);
         for (int t = 0; t < T; ++t) {
           acc[t][n] = V::fma(low, V::set1(u[t * u_stride + j]), acc[t][n]);
           acc[t][n] = V::fma(high, V::set1(u[t * u_stride + j + 1]), acc[t][n]);
         }
       }
+    }
     for (int t = 0; t < T; ++t)
       for (int n = 0; n < N; ++n) {
         float* to = y + t * y_stride + n * W;
-        V::store(to, V::fma(V::set1(scale), acc[t][n], V::load(to)));
+        V::store(to, V::fma(scale, acc[t][n], V::load(to)));
       }
+  }
+
+  template <Format P>
+  static void raise_groups(const RaiseFactor& b, int g0, int g1, const float* u, std::size_t u_stride, int m,
+                           float* y, std::size_t y_stride) {
+    for (int g = g0; g < g1; ++g) {
+      const std::uint8_t* group = b.data + static_cast<std::size_t>(g) * (b.rank / 2) * pair_bytes<P>;
+      const F scale = V::set1(P == Format::int8 ? b.scales[g] : 1.0f);
+      float* to = y + g * kGroupRows;
+      int t = 0;
+      for (; t + 4 <= m; t += 4)
+        raise_tile<P, 4>(group, b.rank, scale, u + t * u_stride, u_stride, to + t * y_stride, y_stride);
+      for (; t < m; ++t)
+        raise_tile<P, 1>(group, b.rank, scale, u + t * u_stride, u_stride, to + t * y_stride, y_stride);
+    }
+  }
+
+  static void raise(const RaiseFactor& b, int g0, int g1, const float* u, std::size_t u_stride, int m,
+                    float* y, std::size_t y_stride) {
+    if (b.format == Format::int8)
+      raise_groups<Format::int8>(b, g0, g1, u, u_stride, m, y, y_stride);
+    else
+      raise_groups<Format::bf16>(b, g0, g1, u, u_stride, m, y, y_stride);
   }
 
   static void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
@@ -190,15 +287,69 @@ struct VectorKernels {
     }
   }
 
-  static void store_kv(std::uint16_t* page, int slot, const float* k, const float* v, int head_dim) {
-    for (int i = 0; i < head_dim; ++i) page[(i / 2) * 2 * kPageTokens + slot * 2 + (i & 1)] = to_bf16(k[i]);
-    std::uint16_t* values = page + kPageTokens * head_dim + (slot / 2) * 2 * head_dim;
-    for (int i = 0; i < head_dim; ++i) values[2 * i + (slot & 1)] = to_bf16(v[i]);
+  static void store_kv(Format format, std::uint8_t* page, int slot, const float* k, const float* v,
+                       int head_dim) {
+    if (format == Format::int8) {
+      for (int g = 0; g < head_dim / kKeyGroup; ++g) {
+        std::uint8_t* group = page + g * (2 + kKeyGroup) * kPageTokens;
+        store_int8(k + g * kKeyGroup, kKeyGroup, group + 2 * slot, group + 2 * kPageTokens + slot,
+                   kPageTokens);
+      }
+      std::uint8_t* values = page + key_bytes(format, head_dim);
+      store_int8(v, head_dim, values + 2 * slot, values + 2 * kPageTokens + slot * head_dim, 1);
+      return;
+    }
+    auto* to = reinterpret_cast<std::uint16_t*>(page);
+    for (int i = 0; i < head_dim; ++i) to[(i / 2) * 2 * kPageTokens + slot * 2 + (i & 1)] = to_bf16(k[i]);
+    to += kPageTokens * head_dim + (slot / 2) * 2 * head_dim;
+    for (int i = 0; i < head_dim; ++i) to[2 * i + (slot & 1)] = to_bf16(v[i]);
+  }
+
+  // n values under one bf16 scale, rounded up so that none is cut; what is not finite makes the scale NaN.
+  static void store_int8(const float* x, int n, std::uint8_t* scale, std::uint8_t* q, int stride) {
+    float largest = 0.0f, nothing = 0.0f;
+    for (int i = 0; i < n; ++i) {
+      const float size = x[i] < 0.0f ? -x[i] : x[i];
+      largest = size > largest ? size : largest;
+      nothing += x[i] * 0.0f; // NaN if there is one, or an infinity
+    }
+    const float step = largest / 127.0f;
+    std::uint32_t bits = 0x7fc00000u;
+    if (nothing == 0.0f) std::memcpy(&bits, &step, 4);
+    const auto half =
+        static_cast<std::uint16_t>(largest < 1e-30f && nothing == 0.0f ? 0 : (bits + 0xffffu) >> 16);
+    std::memcpy(scale, &half, 2);
+    bits = static_cast<std::uint32_t>(half) << 16;
+    float rounded;
+    std::memcpy(&rounded, &bits, 4);
+    const float inverse = rounded > 0.0f ? 1.0f / rounded : 0.0f;
+    for (int i = 0; i < n; ++i)
+      q[i * stride] = static_cast<std::uint8_t>(
+          static_cast<std::int8_t>(inverse > 0.0f ? __builtin_lrintf(x[i] * inverse) : 0));
+  }
+
+  // 16 channels of the keys of a page against R query rows.
+  template <Format P, int R>
+  static void score_group(const std::uint8_t* keys, const std::uint8_t* next, const float* q, int head_dim,
+                          F (&acc)[R][N]) {
+    for (int i = 0; i < kKeyGroup; i += 2) {
+      __builtin_prefetch(next + i / 2 * pair_bytes<P>);
+      for (int n = 0; n < N; ++n) {
+        F low, high;
+        factor_pair<P>(keys + i / 2 * pair_bytes<P>, n, low, high);
+        for (int r = 0; r < R; ++r) {
+          acc[r][n] = V::fma(low, V::set1(q[r * head_dim + i]), acc[r][n]);
+          acc[r][n] = V::fma(high, V::set1(q[r * head_dim + i + 1]), acc[r][n]);
+        }
+      }
+    }
   }
 
   // Scores, softmax and weighted values of R query rows over one chunk.
-  template <int R>
+  template <Format P, int R>
   static void attend_tile(const AttendArgs& a, int row) {
+    constexpr int kGroupBytes = kKeyGroup / 2 * pair_bytes<P> + (P == Format::int8 ? 2 * kPageTokens : 0);
+    const std::size_t value_offset = key_bytes(P, a.head_dim);
     alignas(64) float s[R][kChunkTokens];
     const float* q = a.q + static_cast<std::size_t>(row) * a.head_dim;
     int seen = 0;
@@ -209,14 +360,19 @@ struct VectorKernels {
       F acc[R][N];
       for (int r = 0; r < R; ++r)
         for (int n = 0; n < N; ++n) acc[r][n] = V::set1(0.0f);
-      const std::uint16_t* keys = a.pages[p];
-      for (int i = 0; i < a.head_dim; i += 2, keys += 2 * kPageTokens) {
-        for (int n = 0; n < N; ++n) {
-          F low, high;
-          V::bf16_pairs(keys + 2 * n * W, low, high);
-          for (int r = 0; r < R; ++r) {
-            acc[r][n] = V::fma(low, V::set1(q[r * a.head_dim + i]), acc[r][n]);
-            acc[r][n] = V::fma(high, V::set1(q[r * a.head_dim + i + 1]), acc[r][n]);
+      const std::uint8_t* keys = a.pages[p];
+      const std::uint8_t* next = p + 1 < pages ? a.pages[p + 1] : a.pages[0] + value_offset;
+      for (int i = 0; i < a.head_dim; i += kKeyGroup, keys += kGroupBytes, next += kGroupBytes) {
+        if constexpr (P == Format::bf16) {
+          score_group<P, R>(keys, next, q + i, a.head_dim, acc);
+        } else {
+          F part[R][N];
+          for (int r = 0; r < R; ++r)
+            for (int n = 0; n < N; ++n) part[r][n] = V::set1(0.0f);
+          score_group<P, R>(keys + 2 * kPageTokens, next, q + i, a.head_dim, part);
+          for (int n = 0; n < N; ++n) {
+            const F scale = V::bf16(reinterpret_cast<const std::uint16_t*>(keys) + n * W);
+            for (int r = 0; r < R; ++r) acc[r][n] = V::fma(part[r][n], scale, acc[r][n]);
           }
         }
       }
@@ -239,28 +395,51 @@ struct VectorKernels {
       a.max[row + r] = largest;
       a.sum[row + r] = V::reduce_add(sum);
     }
+    if constexpr (P == Format::int8) {
+      for (int p = 0; p < pages; ++p)
+        for (int n = 0; n < N; ++n) {
+          const F scale = V::bf16(reinterpret_cast<const std::uint16_t*>(a.pages[p] + value_offset) + n * W);
+          for (int r = 0; r < R; ++r) {
+            float* weight = &s[r][p * kPageTokens + n * W];
+            V::store(weight, V::mul(V::load(weight), scale));
+          }
+        }
+    }
 
     constexpr int B = V::value_blocks; // 16-lane blocks of D held in registers at once
     for (int d0 = 0; d0 < a.head_dim; d0 += 16 * B) {
       const int blocks = (a.head_dim - d0) / 16 < B ? (a.head_dim - d0) / 16 : B;
       if (blocks == B)
-        weigh_values<R, B>(a, row, s, seen, d0);
+        weigh_values<P, R, B>(a, row, s, seen, d0);
       else
-        for (int b = 0; b < blocks; ++b) weigh_values<R, 1>(a, row, s, seen, d0 + 16 * b);
+        for (int b = 0; b < blocks; ++b) weigh_values<P, R, 1>(a, row, s, seen, d0 + 16 * b);
     }
   }
 
-  template <int R, int B>
+  template <Format P, int R, int B>
   static void weigh_values(const AttendArgs& a, int row, const float (*s)[kChunkTokens], int seen, int d0) {
+    constexpr int kBytes = P == Format::bf16 ? 2 : 1; // of a value
+    const std::size_t offset = key_bytes(P, a.head_dim) + (P == Format::int8 ? 2 * kPageTokens : 0) +
+                               (P == Format::bf16 ? 4 : 1) * d0;
+    const std::size_t pair = static_cast<std::size_t>(2 * kBytes) * a.head_dim; // bytes of two tokens
     F acc[R][B * N];
     for (int r = 0; r < R; ++r)
       for (int n = 0; n < B * N; ++n) acc[r][n] = V::set1(0.0f);
     for (int j = 0; 2 * j < seen; ++j) {
-      const std::uint16_t* values = a.pages[j / (kPageTokens / 2)] + kPageTokens * a.head_dim +
-                                    (j % (kPageTokens / 2)) * 2 * a.head_dim + 2 * d0;
+      const int page = j / (kPageTokens / 2), in_page = j % (kPageTokens / 2);
+      const std::uint8_t* values = a.pages[page] + offset + in_page * pair;
+      const bool more = (page + 1) * kPageTokens < seen;
+      const std::uint8_t* next = a.pages[more ? page + 1 : page] + offset + in_page * pair;
       for (int n = 0; n < B * N; ++n) {
         F low, high;
-        V::bf16_pairs(values + 2 * n * W, low, high);
+        if constexpr (P == Format::bf16) {
+          __builtin_prefetch(next + 4 * n * W);
+          V::bf16_pairs(reinterpret_cast<const std::uint16_t*>(values) + 2 * n * W, low, high);
+        } else {
+          if (n * W % 32 == 0) __builtin_prefetch(next + 2 * n * W);
+          low = V::int8(reinterpret_cast<const std::int8_t*>(values) + n * W);
+          high = V::int8(reinterpret_cast<const std::int8_t*>(values) + a.head_dim + n * W);
+        }
         for (int r = 0; r < R; ++r) {
           acc[r][n] = V::fma(low, V::set1(s[r][2 * j]), acc[r][n]);
           // What an earlier owner of the page left in the second half of the last pair must not reach a
@@ -274,13 +453,21 @@ struct VectorKernels {
         V::store(a.out + static_cast<std::size_t>(row + r) * a.head_dim + d0 + n * W, acc[r][n]);
   }
 
-  static void attend(const AttendArgs& a) {
+  template <Format P>
+  static void attend_rows(const AttendArgs& a) {
     int row = 0;
     if constexpr (V::attend_rows >= 6)
-      for (; row + 6 <= a.rows; row += 6) attend_tile<6>(a, row);
+      for (; row + 6 <= a.rows; row += 6) attend_tile<P, 6>(a, row);
     if constexpr (V::attend_rows >= 3)
-      for (; row + 3 <= a.rows; row += 3) attend_tile<3>(a, row);
-    for (; row < a.rows; ++row) attend_tile<1>(a, row);
+      for (; row + 3 <= a.rows; row += 3) attend_tile<P, 3>(a, row);
+    for (; row < a.rows; ++row) attend_tile<P, 1>(a, row);
+  }
+
+  static void attend(const AttendArgs& a) {
+    if (a.format == Format::int8)
+      attend_rows<Format::int8>(a);
+    else
+      attend_rows<Format::bf16>(a);
   }
 
   static void fold(float* max, float* sum, float* out, float chunk_max, float chunk_sum,
@@ -334,7 +521,8 @@ struct VectorKernels {
     k.name = name;
     k.quantize = quantize;
     k.matmul_bf16 = matmul_bf16;
-    k.add_low_rank = add_low_rank;
+    k.lower = lower;
+    k.raise = raise;
     k.rms_norm = rms_norm;
     k.swiglu = swiglu;
     k.add = add;

@@ -2,23 +2,54 @@
 
     import pomona
     model = pomona.load("smollm2-135m-4bit")
-    for piece in model.stream([{"role": "user", "content": "Why is the sky blue?"}]):
-        print(piece, end="", flush=True)
+    session = model.session(instructions="Answer in one sentence.")
+    print(session.respond("Why is the sky blue?").text)
 
 Importing the package costs next to nothing; parts are loaded on first use.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
+    from pomona.runtime.backend import LanguageModel
     from pomona.runtime.model import Model
+    from pomona.runtime.remote import RemoteModel
+    from pomona.runtime.reply import Reply
+    from pomona.runtime.sampling import Sampling
+    from pomona.runtime.session import Session
+    from pomona.runtime.tools import Tool
+    from pomona.runtime.transcript import Transcript
 
 __version__ = "0.1.0"
-__all__ = ["PomonaError", "__version__", "load"]
+__all__ = [
+    "LanguageModel",
+    "Model",
+    "PomonaError",
+    "RemoteModel",
+    "Reply",
+    "Sampling",
+    "Session",
+    "Tool",
+    "Transcript",
+    "__version__",
+    "load",
+]
+
+_PLACES = {
+    "LanguageModel": "backend",
+    "Model": "model",
+    "RemoteModel": "remote",
+    "Reply": "reply",
+    "Sampling": "sampling",
+    "Session": "session",
+    "Tool": "tools",
+    "Transcript": "transcript",
+}
 
 
 def load(name: str, **options: Any) -> Model:
@@ -26,3 +57,9 @@ def load(name: str, **options: Any) -> Model:
     from pomona.runtime.model import Model
 
     return Model.load(name, **options)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'pomona' has no attribute {name!r}")
+    return getattr(import_module(f"pomona.runtime.{_PLACES[name]}"), name)

@@ -62,7 +62,15 @@ def test_the_result_lies_beside_the_source_in_the_cache(
 
 
 @pytest.mark.parametrize(
-    ("options", "name"), [((), "smol-4bit"), (("--bits", "3"), "smol-3bit"), (("--name", "mine"), "mine")]
+    ("options", "name"),
+    [
+        ((), "smol-4bit"),
+        (("--bits", "3"), "smol-3bit"),
+        (("--bits", "3.0"), "smol-3bit"),
+        (("--bits", "3.5"), "smol-3.5bit"),
+        (("--bits", "2"), "smol-2bit"),
+        (("--name", "mine", "--bits", "3.5"), "mine"),
+    ],
 )
 def test_the_name_of_the_result(
     pomona: Command,
@@ -75,6 +83,15 @@ def test_the_name_of_the_result(
     put_model("smol")
     assert pomona("compress", "smol", *options).code == 0
     assert compressed[0]["target"] == cli_models / name
+
+
+@pytest.mark.parametrize("bits", [4, 3.5, 3, 2.25, 2])
+def test_bits_reach_the_compressor(
+    pomona: Command, compressed: list[Any], put_model: Callable[..., Path], bits: float
+) -> None:
+    put_model("smol")
+    assert pomona("compress", "smol", "--bits", str(bits)).code == 0
+    assert compressed[0]["bits"] == bits
 
 
 def test_a_directory_named_by_a_dot_still_has_a_name(

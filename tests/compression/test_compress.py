@@ -52,6 +52,14 @@ def weights(directory: Path) -> dict[str, NDArray[np.float64]]:
         }
 
 
+def calibrated(
+    directory: Path, text: Path
+) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
+    """The weights of a plain model and the importance of their columns."""
+    importance = calibrate(Engine.load(directory, threads=1), Tokenizer.from_directory(directory), text)
+    return weights(directory), {module: values.astype(np.float64) for module, values in importance.items()}
+
+
 def files(directory: Path) -> dict[str, bytes]:
     """Name -> content; the report without its time."""
     content = {path.name: path.read_bytes() for path in directory.iterdir()}
@@ -184,14 +192,14 @@ def test_the_report_adds_up_to_the_file(small_dir: Path, tmp_path: Path) -> None
 def test_the_reported_errors_are_the_errors(tiny_dir: Path, text_file: Path, tmp_path: Path) -> None:
     """sqrt(sum h (w - q)^2 / sum h w^2) with the importance h of the columns."""
     report = compress(tiny_dir, tmp_path / "out", calibration=text_file, threads=1)
-    importance = calibrate(Engine.load(tiny_dir, threads=1), Tokenizer.from_directory(tiny_dir), text_file)
+    plain, importance = calibrated(tiny_dir, text_file)
     importance["model.embed_tokens"] = importance["lm_head"]  # the rows of the head, which is tied
-    plain, packed = weights(tiny_dir), weights(tmp_path / "out")
+    packed = weights(tmp_path / "out")
     for tensor in report.tensors:
         if tensor.format == "bf16":
             assert tensor.relative_error == 0.0
             continue
-        h = importance[tensor.name.removesuffix(".weight")].astype(np.float64)
+        h = importance[tensor.name.removesuffix(".weight")]
         w, q = plain[tensor.name], packed[tensor.name]
         assert tensor.relative_error == pytest.approx(
             math.sqrt(((w - q) ** 2 @ h).sum() / (w**2 @ h).sum()), rel=1e-4
@@ -241,14 +249,16 @@ def test_calibration_changes_the_weights_and_lowers_the_error_that_counts(
     contents = {(tmp_path / name / "model.safetensors").read_bytes() for name in texts}
     assert len(contents) == len(texts)
 
+    config = ModelConfig.from_directory(source)
     importance = calibrate(Engine.load(source, threads=1), Tokenizer.from_directory(source), text_file)
     plain, loose, tuned = weights(source), weights(tmp_path / "none"), weights(tmp_path / "text")
+    sorted_plain, sorted_importance = calibrated(source, text_file)
     gains = []
-    for name in ModelConfig.from_directory(source).linear_shapes():
-        h, w = importance[name].astype(np.float64), plain[f"{name}.weight"]
-        gains.append(
-            ((tuned[f"{name}.weight"] - w) ** 2 @ h).sum() / ((loose[f"{name}.weight"] - w) ** 2 @ h).sum()
-        )
+    for name in config.linear_shapes():
+        weight = f"{name}.weight"
+        before = ((loose[weight] - plain[weight]) ** 2 @ importance[name].astype(np.float64)).sum()
+        after = ((tuned[weight] - sorted_plain[weight]) ** 2 @ sorted_importance[name]).sum()
+        gains.append(after / before)
     assert max(gains) < 1.05
     assert np.mean(gains) < 0.9
 
@@ -260,7 +270,7 @@ def test_without_calibration_no_tokenizer_is_needed_and_all_columns_count_alike(
     shutil.copytree(tiny_dir, source, ignore=shutil.ignore_patterns("tokenizer*", "chat_template*"))
     compress(source, tmp_path / "out", calibration="none", table_columns=64, threads=1)
     plain = weights(source)[Q_PROJ].astype(np.float32)
-    expected = _native.palettize(plain, np.ones(plain.shape[1], np.float32), 64, 1)
+    expected = _native.palettize(plain, np.ones(plain.shape[1], np.float32), 4, 64, 1)
     with Checkpoint(tmp_path / "out") as checkpoint:
         for part in ("indices", "tables", "table_scales", "row_scales"):
             assert checkpoint.array(f"{Q_PROJ}_{part}").tobytes() == expected[part].tobytes()
@@ -297,6 +307,128 @@ def test_a_large_model_gets_coarser_tables_by_default(
     compress(tiny_dir, tmp_path / "out", calibration="none", threads=1)
     with Checkpoint(tmp_path / "out") as checkpoint:
         assert checkpoint.tensors["model.layers.0.self_attn.q_proj.weight_tables"].shape == (8, 1, 16)
+
+
+# --- fewer bits
+
+
+def bits_of(directory: Path) -> dict[str, int]:
+    """Bits of every projection, from the tables in the file."""
+    config = ModelConfig.from_directory(directory)
+    with Checkpoint(directory) as checkpoint:
+        return {
+            name: checkpoint.tensors[f"{name}.weight_tables"].shape[2].bit_length() - 1
+            for name in config.linear_shapes()
+        }
+
+
+@pytest.mark.parametrize("bits", [2.3, 3.5])
+def test_a_fraction_is_a_budget_with_tables_and_scales_counted(
+    small_dir: Path, tmp_path: Path, bits: float
+) -> None:
+    report = compress(small_dir, tmp_path / "out", bits=bits, calibration="none", table_columns=64, threads=1)
+    shapes = ModelConfig.from_directory(small_dir).linear_shapes()
+    weights = sum(map(math.prod, shapes.values()))
+    step = max(map(math.prod, shapes.values())) * (1 + 8 * 8 / 1024)  # one bit less of the largest matrix
+    assert bits - step / weights < report.projection_bits_per_weight <= bits
+    found = bits_of(tmp_path / "out")
+    assert set(found.values()) <= {2, 3, 4}
+    assert len(set(found.values())) > 1
+    assert np.isfinite(Engine.load(tmp_path / "out", threads=1).logits([1, 2, 3])).all()
+
+
+@pytest.mark.parametrize("bits", [4, 3, 2])
+def test_a_whole_number_is_for_all_projections(small_dir: Path, tmp_path: Path, bits: int) -> None:
+    report = compress(small_dir, tmp_path / "out", bits=bits, calibration="none", table_columns=64, threads=1)
+    assert set(bits_of(tmp_path / "out").values()) == {bits}
+    tables = ((1 << bits) + 2) * 8 / 1024
+    assert bits + tables < report.projection_bits_per_weight < bits + tables + 16 / 128
+    assert {t.format for t in report.tensors} == {f"palette{bits}", "int8", "bf16"}
+
+
+def test_the_config_says_the_bits_of_every_module(small_dir: Path, tmp_path: Path) -> None:
+    compress(small_dir, tmp_path / "out", bits=3.5, calibration="none", threads=1)
+    quantization = read_quantization_config(read_json_object(tmp_path / "out" / "config.json"))
+    assert quantization is not None
+    heads = {name: bits for name, bits in quantization.bits.items() if bits == 8}
+    tied = ModelConfig.from_directory(small_dir).tie_word_embeddings
+    assert set(heads) == {"model.embed_tokens"} | (set() if tied else {"lm_head"})
+    assert quantization.bits == {**bits_of(tmp_path / "out"), **heads}
+
+
+def test_fewer_bits_lose_more(tiny_dir: Path, text_file: Path, tmp_path: Path) -> None:
+    losses = []
+    for bits in (4, 3.6, 3.3, 3, 2.6, 2):
+        report = compress(tiny_dir, tmp_path / str(bits), bits=bits, calibration=text_file, threads=1)
+        losses.append(sum(t.relative_error**2 for t in report.tensors if t.format.startswith("palette")))
+    assert losses == sorted(losses)
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[-2] < losses[-1]
+
+
+def test_bits_are_taken_where_they_are_not_missed(
+    tiny_dir: Path, tmp_path: Path, changed: Callable[..., Path]
+) -> None:
+    """A matrix of four values needs no more than two bits."""
+    gate, down = "model.layers.0.mlp.gate_proj", "model.layers.1.mlp.down_proj"
+
+    def four_values(array: NDArray[np.uint16]) -> NDArray[np.uint16]:
+        rng = np.random.default_rng(0)
+        row = np.repeat([-1.5, -0.5, 0.25, 1.0], array.shape[1] // 4)
+        return bf16_from_float32(np.stack([rng.permutation(row) for _ in array]).astype(np.float32))
+
+    changes = {f"{gate}.weight": four_values, f"{down}.weight": four_values}
+    source = changed(tiny_dir, tmp_path / "source", changes)
+    report = compress(source, tmp_path / "out", bits=3.8, calibration="none", threads=1)
+    found = bits_of(tmp_path / "out")
+    assert found.pop(gate) == found.pop(down) == 2
+    assert set(found.values()) == {4}
+    errors = {t.name: t.relative_error for t in report.tensors}
+    assert errors[f"{gate}.weight"] < 0.01
+
+
+@pytest.mark.parametrize("calibration", ["none", "file"])
+def test_a_budget_gives_the_same_bytes_for_any_number_of_threads(
+    tiny_dir: Path, text_file: Path, tmp_path: Path, calibration: str
+) -> None:
+    text: str | Path = text_file if calibration == "file" else calibration
+    results = []
+    for number, threads in enumerate((1, 2, 3)):
+        compress(tiny_dir, tmp_path / str(number), bits=3.5, calibration=text, threads=threads)
+        results.append(files(tmp_path / str(number)))
+    assert results[0] == results[1] == results[2]
+
+
+def test_the_sorted_compressed_model_computes_nearly_what_the_source_computes(
+    tiny_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    ids = list(range(3, 60))
+    plain = Engine.load(tiny_dir, threads=1).logits(ids).reshape(-1)
+    likeness = []
+    for bits in (4, 3, 2):
+        compress(tiny_dir, tmp_path / str(bits), bits=bits, calibration=text_file, threads=1)
+        packed = Engine.load(tmp_path / str(bits), threads=1).logits(ids).reshape(-1)
+        likeness.append(float(np.corrcoef(plain, packed)[0, 1]))
+    assert 0.9 < likeness[0] < 0.99999
+    assert likeness == sorted(likeness, reverse=True)
+    assert likeness[-1] > 0.3
+
+
+def test_progress_names_the_attempts_for_a_budget(tiny_dir: Path, tmp_path: Path) -> None:
+    calls: list[tuple[str, int, int]] = []
+    compress(
+        tiny_dir,
+        tmp_path / "out",
+        bits=3.5,
+        calibration="none",
+        threads=1,
+        progress=lambda *call: calls.append(call),
+    )
+    labels = list(dict.fromkeys(label for label, _, _ in calls))
+    assert labels == ["try 4 bits", "try 3 bits", "try 2 bits", "palettise"]
+    for label in labels:
+        done, total = [(done, total) for name, done, total in calls if name == label][-1]
+        assert done == total > 0
 
 
 def test_progress_goes_through_both_steps_to_the_end(tiny_dir: Path, text_file: Path, tmp_path: Path) -> None:

@@ -80,9 +80,14 @@ def foreign(tiny_dir: Path, tmp: Path, _: Callable[..., Path]) -> dict[str, Any]
 
 
 REFUSED: dict[str, tuple[Callable[..., dict[str, Any]], str]] = {
-    "1 bit": (lambda *_: {"bits": 1}, "packs projections at 4 bits"),
-    "3 bits": (lambda *_: {"bits": 3}, "packs projections at 4 bits"),
-    "16 bits": (lambda *_: {"bits": 16}, "packs projections at 4 bits"),
+    "1 bit": (lambda *_: {"bits": 1}, r"--bits 1: must lie in 2 \.\. 4"),
+    "4.5 bits": (lambda *_: {"bits": 4.5}, r"--bits 4\.5: must lie in 2 \.\. 4"),
+    "16 bits": (lambda *_: {"bits": 16}, r"--bits 16: must lie in 2 \.\. 4"),
+    "no number of bits": (lambda *_: {"bits": float("nan")}, r"--bits nan: must lie in 2 \.\. 4"),
+    "a budget without room for tables": (
+        lambda *_: {"bits": 2.05, "calibration": "none"},
+        r"--bits 2\.05: the projections take 2\.\d\d bits per weight at the least",
+    ),
     "no table columns": (lambda *_: {"table_columns": 0}, "must be a multiple of 64"),
     "negative table columns": (lambda *_: {"table_columns": -64}, "must be a multiple of 64"),
     "table columns below a block": (lambda *_: {"table_columns": 32}, "must be a multiple of 64"),

@@ -19,14 +19,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from pomona.compression.compress import compress
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
 from pomona.models.palettized import (
+    PALETTE_BITS,
     QuantizationConfig,
     can_pack,
     dequantize_tensor,
     describe,
     fingerprint,
+    indices_shape,
     int8_specs,
     is_packed,
     pack_int8,
@@ -90,24 +93,42 @@ def test_int8_of_zeros_and_of_the_smallest_rows_is_zero() -> None:
 # --- palettes
 
 
+def place(bits: int, row: int, k: int) -> tuple[int, ...]:
+    """Where the lowest bit of an index lies in its group: line, 32- or 64-bit word of the line, bit.
+
+    4 and 2 bits: word r of a line is row r; its byte j holds columns j, j + 4, ... from the low bits up.
+    3 bits: word p of three lines belongs to rows 2 p and 2 p + 1; a step of four columns takes 24 bits of it.
+    """
+    if bits != 3:
+        width = 32 // bits  # columns of a line
+        return k // width, row, 8 * (k % 4) + bits * (k % width // 4)
+    at = 24 * (k % 32 // 4) + 12 * (row % 2) + 3 * (k % 4)
+    return k // 32 * 3 + at // 64, row // 2, at % 64
+
+
 def random_palette(
-    rng: np.random.Generator, groups: int, columns: int, tables: int
+    rng: np.random.Generator, groups: int, columns: int, tables: int, bits: int = 4
 ) -> tuple[Arrays, NDArray[np.float64]]:
     """The parts of a palettised matrix `w`, and its weight, both written out element by element."""
-    rows, width = 16 * groups, columns // tables
-    entries = rng.integers(-127, 128, (groups, tables, 16)).astype(np.int8)
+    rows, width, colors = 16 * groups, columns // tables, 1 << bits
+    entries = rng.integers(-127, 128, (groups, tables, colors)).astype(np.int8)
     table_scales = rng.uniform(0.001, 0.1, (groups, tables)).astype(np.float16)
     row_scales = rng.uniform(0.0, 2.0, rows).astype(np.float16)
-    index = rng.integers(0, 16, (rows, columns)).astype(np.uint8)
-    packed = np.zeros((groups, columns // 8, 64), np.uint8)
+    index = rng.integers(0, colors, (rows, columns)).astype(np.uint8)
+    word = 64 if bits == 3 else 32
+    stream = np.zeros((groups, columns * bits // 32, 512 // word, word), np.uint8)
     weight = np.zeros((rows, columns))
     for row in range(rows):
         for k in range(columns):
-            shift = 4 if k % 8 >= 4 else 0
-            packed[row // 16, k // 8, 4 * (row % 16) + k % 4] |= index[row, k] << shift
+            for bit in range(bits):
+                line, number, at = place(bits, row % 16, k)
+                if bits == 3 and at + bit >= 64:  # goes on in the same word of the next line
+                    line, at = line + 1, at - 64
+                stream[row // 16, line, number, at + bit] = index[row, k] >> bit & 1
             entry = float(entries[row // 16, k // width, index[row, k]])
             weight[row, k] = entry * float(table_scales[row // 16, k // width]) * float(row_scales[row])
-    np.testing.assert_array_equal(unpack_indices(packed), index)
+    packed = np.packbits(stream, axis=3, bitorder="little").reshape(indices_shape(rows, columns, bits))
+    np.testing.assert_array_equal(unpack_indices(packed, bits), index)
     parts: Arrays = {
         "w.weight_indices": ("U8", packed),
         "w.weight_tables": ("I8", entries),
@@ -117,28 +138,38 @@ def random_palette(
     return parts, weight
 
 
+@pytest.mark.parametrize("bits", PALETTE_BITS)
 @pytest.mark.parametrize(("groups", "columns", "tables"), [(1, 64, 1), (2, 128, 2), (3, 192, 1), (2, 384, 3)])
 def test_a_palette_unpacks_to_entry_times_table_scale_times_row_scale(
-    groups: int, columns: int, tables: int
+    groups: int, columns: int, tables: int, bits: int
 ) -> None:
-    parts, weight = random_palette(np.random.default_rng(columns), groups, columns, tables)
+    parts, weight = random_palette(np.random.default_rng(columns), groups, columns, tables, bits)
     unpacked = unpack_palette(*(array for _, array in parts.values()))
     assert unpacked.dtype == np.float32
     assert unpacked.flags.c_contiguous
     np.testing.assert_allclose(unpacked, weight, rtol=2e-7)
-    specs = palette_specs("w", 16 * groups, columns, columns // tables)
+    specs = palette_specs("w", 16 * groups, columns, columns // tables, bits)
     assert [(s.name, s.dtype, s.shape) for s in specs] == [(n, d, a.shape) for n, (d, a) in parts.items()]
 
 
-def test_the_price_of_tables_and_scales() -> None:
-    """4 bits of index; per table 16 entries and a scale, per row a scale."""
-    for table_columns, bits in (
-        (64, 4 + 18 * 8 / (16 * 64)),
-        (192, 4 + 18 * 8 / (16 * 192)),
-        (576, 4 + 18 * 8 / (16 * 576)),
-    ):
-        specs = palette_specs("w", 1536, 576, table_columns)
-        assert 8 * sum(s.nbytes for s in specs) / (1536 * 576) == pytest.approx(bits + 16 / 576)
+@pytest.mark.parametrize(
+    ("bits", "shape"), [(4, (36, 192, 64)), (3, (36, 48, 3, 64)), (2, (36, 96, 64))], ids=["4", "3", "2"]
+)
+def test_indices_are_lines_of_64_bytes(bits: int, shape: tuple[int, ...]) -> None:
+    assert indices_shape(576, 1536, bits) == shape
+    assert 8 * math.prod(shape) == bits * 576 * 1536
+
+
+@pytest.mark.parametrize("bits", PALETTE_BITS)
+@pytest.mark.parametrize("table_columns", [64, 192, 576])
+def test_the_price_of_tables_and_scales(table_columns: int, bits: int) -> None:
+    """The bits of the index; per table 16, 8 or 4 entries and a scale, per row a scale."""
+    specs = palette_specs("w", 1536, 576, table_columns, bits)
+    tables = ((1 << bits) + 2) * 8 / (16 * table_columns)
+    assert 8 * sum(s.nbytes for s in specs) / (1536 * 576) == pytest.approx(bits + tables + 16 / 576)
+
+
+def test_the_price_of_int8_rows() -> None:
     assert 8 * sum(s.nbytes for s in int8_specs("w", 1536, 576)) / (1536 * 576) == pytest.approx(8 + 16 / 576)
 
 
@@ -167,8 +198,10 @@ def test_any_form_of_a_weight_comes_back_in_float32(tmp_path: Path) -> None:
     palette, palette_weight = random_palette(rng, 2, 128, 2)
     plain = rng.standard_normal((16, 64)).astype(np.float32)
     packed = pack_int8(plain)
+    fewer = {bits: random_palette(rng, 1, 192, 3, bits) for bits in (3, 2)}
     arrays: Arrays = {
         **palette,
+        **{f"{bits}{name}": part for bits, (parts, _) in fewer.items() for name, part in parts.items()},
         "p.weight": ("BF16", bf16_from_float32(plain)),
         "i.weight_int8": ("U8", packed["int8"]),
         "i.weight_row_scales": ("F16", packed["row_scales"]),
@@ -176,6 +209,8 @@ def test_any_form_of_a_weight_comes_back_in_float32(tmp_path: Path) -> None:
     with Checkpoint(write(tmp_path / "m", arrays)) as checkpoint:
         assert [is_packed(checkpoint, module) for module in ("w", "i", "p")] == [True, True, False]
         np.testing.assert_allclose(dequantize_tensor(checkpoint, "w"), palette_weight, rtol=2e-7)
+        for bits, (_, weight) in fewer.items():
+            np.testing.assert_allclose(dequantize_tensor(checkpoint, f"{bits}w"), weight, rtol=2e-7)
         np.testing.assert_array_equal(
             dequantize_tensor(checkpoint, "p"), float32_from_bf16(bf16_from_float32(plain))
         )
@@ -194,7 +229,21 @@ DAMAGED: dict[str, Callable[[Arrays], object]] = {
         {"w.weight_tables": ("I8", np.zeros((2, 3, 16), np.int8))}
     ),
     "tables of other groups": lambda t: t.update({"w.weight_tables": ("I8", np.zeros((1, 2, 16), np.int8))}),
-    "8 colours": lambda t: t.update({"w.weight_tables": ("I8", np.zeros((2, 2, 8), np.int8))}),
+    "3-bit tables": lambda t: t.update({"w.weight_tables": ("I8", np.zeros((2, 2, 8), np.int8))}),
+    "2-bit tables of 85 columns": lambda t: t.update(
+        {"w.weight_tables": ("I8", np.zeros((2, 3, 4), np.int8))}
+    ),
+    "3-bit indices": lambda t: t.update({"w.weight_indices": ("U8", np.zeros((2, 4, 3, 64), np.uint8))}),
+    "2-bit indices": lambda t: t.update({"w.weight_indices": ("U8", np.zeros((2, 8, 64), np.uint8))}),
+    "3-bit indices in flat lines": lambda t: t.update(
+        {
+            "w.weight_tables": ("I8", np.zeros((2, 2, 8), np.int8)),
+            "w.weight_indices": ("U8", np.zeros((2, 12, 64), np.uint8)),
+        }
+    ),
+    "32 colours": lambda t: t.update({"w.weight_tables": ("I8", np.zeros((2, 2, 32), np.int8))}),
+    "2 colours": lambda t: t.update({"w.weight_tables": ("I8", np.zeros((2, 2, 2), np.int8))}),
+    "12 colours": lambda t: t.update({"w.weight_tables": ("I8", np.zeros((2, 2, 12), np.int8))}),
     "flat tables": lambda t: t.update({"w.weight_tables": ("I8", np.zeros(64, np.int8))}),
     "flat indices": lambda t: t.update({"w.weight_indices": ("U8", np.zeros(2048, np.uint8))}),
     "other lines": lambda t: t.update({"w.weight_indices": ("U8", np.zeros((2, 32, 32), np.uint8))}),
@@ -261,12 +310,12 @@ GOOD = {
     "quant_method": "palettized",
     "version": 1,
     "base_fingerprint": "0" * 32,
-    "bits": {"a.q_proj": 4, "lm_head": 8},
+    "bits": {"a.q_proj": 4, "a.k_proj": 3, "a.v_proj": 2, "lm_head": 8},
 }
 
 
 def test_the_config_goes_through_json_and_back() -> None:
-    config = QuantizationConfig("0" * 32, {"a.q_proj": 4, "lm_head": 8})
+    config = QuantizationConfig("0" * 32, {"a.q_proj": 4, "a.k_proj": 3, "a.v_proj": 2, "lm_head": 8})
     assert config.to_json() == GOOD
     raw = json.loads(json.dumps({"quantization_config": config.to_json()}))
     assert read_quantization_config(raw) == config
@@ -287,7 +336,9 @@ def test_a_plain_model_has_none(raw: dict[str, Any]) -> None:
         ({"group_size": 32}, r"unknown keys \['group_size'\]"),
         ({"base_fingerprint": None}, "no valid base_fingerprint and bits"),
         ({"bits": None}, "no valid base_fingerprint and bits"),
-        ({"bits": {"a": 3}}, "no valid base_fingerprint and bits"),
+        ({"bits": {"a": 1}}, "no valid base_fingerprint and bits"),
+        ({"bits": {"a": 3.5}}, "no valid base_fingerprint and bits"),
+        ({"bits": {"a": 16}}, "no valid base_fingerprint and bits"),
         ({"bits": {"a": "4"}}, "no valid base_fingerprint and bits"),
         ({"bits": {"a": None}}, "no valid base_fingerprint and bits"),
         ({"bits": [4, 8]}, "no valid base_fingerprint and bits"),
@@ -350,6 +401,23 @@ def test_a_compressed_model_counts_tables_and_scales(small_4bit_dir: Path) -> No
     assert description.projection_bits_per_weight == pytest.approx(8 * projections / count)
     assert description.file_bytes == (small_4bit_dir / "model.safetensors").stat().st_size
     assert description.file_bits_per_weight == pytest.approx(8 * description.file_bytes / weights)
+
+
+@pytest.mark.parametrize("bits", [3, 2])
+def test_fewer_bits_are_named_and_counted(small_dir: Path, tmp_path: Path, bits: int) -> None:
+    compress(small_dir, tmp_path / "out", bits=bits, calibration="none", table_columns=64)
+    linear = {f"{module}.weight" for module in ModelConfig.from_directory(small_dir).linear_shapes()}
+    described = {t.name: t for t in describe(tmp_path / "out").tensors}
+    assert {described[name].format for name in linear} == {f"palette{bits}"}
+    for name in linear:
+        rows, columns = described[name].shape
+        tables = ((1 << bits) + 2) * rows * columns // 1024
+        assert described[name].bytes == rows * columns * bits // 8 + tables + 2 * rows
+    quantization = read_quantization_config(
+        json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    )
+    assert quantization is not None
+    assert {quantization.bits[name.removesuffix(".weight")] for name in linear} == {bits}
 
 
 def test_a_missing_tensor_is_named(small_4bit_dir: Path, tmp_path: Path) -> None:

@@ -17,7 +17,13 @@ from safetensors.numpy import load_file, save_file
 
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
-from pomona.runtime.adapters import AdapterCache, AdapterMemoryFullError, LoadedAdapter, load_adapter
+from pomona.runtime.adapters import (
+    AdapterCache,
+    AdapterMemoryFullError,
+    LoadedAdapter,
+    Precision,
+    load_adapter,
+)
 from pomona.runtime.engine import Engine, StepInput
 
 ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -121,8 +127,34 @@ def test_logits_equal_those_of_peft(
     assert mean_kl(expected, plain) > 100 * mean_kl(expected, got)
 
 
+def test_int8_says_what_bf16_says(engine: Engine, tmp_path: Path) -> None:
+    """What is lost is a small part of what the adapter changes; half of the memory is won."""
+    path = write_adapter(tmp_path / "a", engine.config, rank=16)
+    bf16, int8 = load_adapter(engine, path), load_adapter(engine, path, precision="int8")
+    ids = [int(i) for i in np.random.default_rng(1).integers(0, engine.config.vocab_size, 90)]
+    expected = adapted_logits(engine, bf16, ids)
+    lost = mean_kl(expected, adapted_logits(engine, int8, ids))
+    changed = mean_kl(expected, adapted_logits(engine, None, ids))
+    assert 0 < lost < changed / 1000, (lost, changed)
+    assert int8.bytes < 0.6 * bf16.bytes
+
+
+def test_a_cache_loads_in_its_precision(engine: Engine, tmp_path: Path) -> None:
+    path = write_adapter(tmp_path / "a", engine.config, rank=16)
+    caches = [AdapterCache(engine), AdapterCache(engine, precision="int8")]
+    for cache in caches:
+        cache.register("task", path)
+    bf16, int8 = (cache.acquire("task") for cache in caches)
+    assert int8.bytes == load_adapter(engine, path, precision="int8").bytes < bf16.bytes
+    assert [s.bytes for s in caches[1].status()] == [int8.bytes] == [caches[1].alive_bytes]
+    with pytest.raises(PomonaError, match="choose bf16 or int8"):
+        load_adapter(engine, path, precision="int4")  # type: ignore[arg-type]
+    with pytest.raises(PomonaError, match="choose bf16 or int8"):
+        AdapterCache(engine, precision="int4")  # type: ignore[arg-type]
+
+
 def test_a_mixed_batch_equals_every_adapter_alone(engine: Engine, tmp_path: Path) -> None:
-    """Different ranks and target modules, one of them twice, and no adapter, in one batch."""
+    """Different ranks, target modules and precisions, one of them twice, and no adapter, in one batch."""
     specs: list[dict[str, Any]] = [
         {"rank": 8},
         {"rank": 3, "modules": ["q_proj", "down_proj"], "seed": 1},
@@ -132,13 +164,40 @@ def test_a_mixed_batch_equals_every_adapter_alone(engine: Engine, tmp_path: Path
         load_adapter(engine, write_adapter(tmp_path / str(i), engine.config, **spec))
         for i, spec in enumerate(specs)
     ]
+    adapters.append(load_adapter(engine, tmp_path / "0", precision="int8"))
     random = np.random.default_rng(5)
-    prompts = [[int(i) for i in random.integers(0, engine.config.vocab_size, n)] for n in (30, 30, 3, 17, 41)]
+    lengths = (30, 30, 3, 17, 17, 41)
+    prompts = [[int(i) for i in random.integers(0, engine.config.vocab_size, n)] for n in lengths]
     requests = list(zip([*adapters, None, adapters[0]], prompts, strict=True))
     together = answer(engine, requests)
     assert together == [answer(engine, [request])[0] for request in requests]
     same_prompt = [(adapter, prompts[0]) for adapter in [*adapters, None]]
     assert len({tuple(said) for said in answer(engine, same_prompt)}) > 1, "the adapters change nothing"
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_logits_do_not_depend_on_chunks_neighbours_or_threads(
+    small_4bit_dir: Path, tmp_path: Path, precision: Precision
+) -> None:
+    """Few rows of an adapter divide the threads' work otherwise than many; one and the same bits."""
+    engines = [Engine.load(small_4bit_dir, threads=threads) for threads in (1, 2, 3)]
+    config = engines[0].config
+    path = write_adapter(tmp_path / "a", config, rank=12, base=engines[0].fingerprint)
+    ids = [int(i) for i in np.random.default_rng(3).integers(0, config.vocab_size, 75)]
+    whole: NDArray[np.float32] | None = None
+    for engine in engines:
+        adapter = load_adapter(engine, path, precision=precision)
+        for size in (75, 1, 7, 16, 17):
+            with engine.new_sequence(adapter) as sequence:
+                out = np.empty((len(ids), config.vocab_size), np.float32)
+                for start in range(0, len(ids), size):
+                    part = np.array(ids[start : start + size], np.int32)
+                    engine.native.logits(sequence.handle, part, out[start : start + size])
+            whole = out if whole is None else whole
+            assert np.array_equal(out, whole), (engine.threads, size)
+        # Two sequences of one adapter are neighbours and go as one; with others between them they do not.
+        requests = [(adapter, ids), (adapter, ids[:9]), (None, ids[:5]), (adapter, ids[:20])]
+        assert answer(engine, requests, 3) == [answer(engine, [r], 3)[0] for r in requests]
 
 
 def test_a_sequence_keeps_the_version_that_it_started_with(engine: Engine, tmp_path: Path) -> None:

@@ -301,7 +301,8 @@ def test_every_instruction_set_computes_the_same_up_to_rounding(
     found = Agreement()
     found.add(whole[:300], other.logits(ids[:300]))
     print(f"\n{directory.name} {isa}: {found}")
-    assert found.max_kl < 1e-4 and found.mean_kl < 1e-6
+    # A last bit decides now and then whether a block of activations is coarse or fine.
+    assert found.max_kl < 1e-4 and found.mean_kl < 1e-5
 
 
 def test_every_instruction_set_continues_a_compressed_model_alike(small_4bit_dir: Path) -> None:

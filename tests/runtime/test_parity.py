@@ -2,8 +2,8 @@
 family.
 
 Two references. The plain one is transformers as it comes. The sharp one rounds keys and values to bf16, as
-the engine's cache does; what remains then is the order of float32 sums and, with packed weights, 15-bit
-activations. `pytest -s` prints what was measured.
+the engine's cache does; what remains then is the order of float32 sums and, with packed weights, activations
+of 8 and 15 bits. `pytest -s` prints what was measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pomona.runtime.engine import BATCH_TOKENS, Engine
 MEAN_KL = 1e-4  # of a bf16 model
 MEAN_KL_PACKED = 1e-3
 TOP_RATE = 0.99
-TOP_RATE_PACKED = 0.98
+TOP_RATE_PACKED = 0.98  # of SmolLM2-135M at 4 bits 0.986 is measured
 FAULT = 100 * MEAN_KL  # a fault in the arithmetic must be as large as this at the least
 
 
@@ -198,11 +198,12 @@ def test_what_is_left_is_the_rounding_of_the_cache(
     assert found.top_rate >= 0.998
 
 
+@pytest.mark.parametrize("bits", [4, 3, 2, 3.5])
 def test_a_compressed_random_model_agrees_with_its_own_weights_in_transformers(
-    random_case: RandomCase, tmp_path: Path, record_property: Callable[[str, object], None]
+    random_case: RandomCase, bits: float, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     case = random_case
-    compress(case.directory, tmp_path / "packed", calibration="none", table_columns=64)
+    compress(case.directory, tmp_path / "packed", bits=bits, calibration="none", table_columns=64)
     with Checkpoint(tmp_path / "packed") as checkpoint:
         packed = {module: is_packed(checkpoint, module) for module in case.config.linear_shapes()}
     assert any(packed.values())
@@ -211,7 +212,7 @@ def test_a_compressed_random_model_agrees_with_its_own_weights_in_transformers(
     )  # one model mixes packed and bf16 matrices in a layer
     model = transformers_model(tmp_path / "packed")
     engine = Engine.load(tmp_path / "packed", threads=2)
-    found = measured(f"{case.name}, 4-bit", model, engine, [case.ids], record_property)
+    found = measured(f"{case.name}, {bits}-bit", model, engine, [case.ids], record_property)
     assert found.mean_kl < MEAN_KL_PACKED
     assert found.top_rate >= TOP_RATE_PACKED
 

@@ -28,6 +28,7 @@ def mixed_requests(count: int) -> list[Request]:
             stop_ids=frozenset(prompt(12, seed=900 + i)),
             adapter=[None, *"abcdef"][i % 7],
             guide=Guide("regex", "9") if i % 4 == 1 else None,
+            lookup=i % 5 < 3 and i % 4 != 1,
         )
         for i in range(count)
     ]
@@ -66,6 +67,16 @@ def test_every_answer_is_that_of_the_request_alone(
         finished = scheduler.stats().finished
         assert finished["stop"] + finished["length"] == len(mixed) and finished["stop"] > 5
     assert engine.native.free_tokens == kv_tokens
+
+
+def test_drafts_save_steps_and_change_no_answer(engine: Engine, plain: Engine) -> None:
+    """The tiny model falls into a loop, which drafts from its own answer foresee."""
+    requests = [Request(prompt(20, seed=i), max_new_tokens=200, lookup=True) for i in range(3)]
+    expected = [alone(plain, request) for request in requests]
+    with Scheduler(engine, adapters=None, guides=None) as scheduler:
+        assert answers([scheduler.submit(request) for request in requests]) == expected
+        assert answers([scheduler.submit(request) for request in requests]) == expected
+        assert scheduler.stats().steps < 350  # 400 and more without drafts
 
 
 def test_requests_from_many_threads(

@@ -79,7 +79,6 @@ def test_deadlines_hold_for_those_who_wait_and_those_who_run(engine: Engine, ste
         ({"adapter": "zebra"}, "adapter zebra: is not known"),
         ({"adapter": "broken"}, "no such adapter directory"),
         ({"guide": Guide("regex", "nonsense")}, "cannot be used"),
-        ({"lookup": True}, "not supported yet"),
     ],
 )
 def test_what_cannot_run_is_refused_at_the_door(

@@ -26,7 +26,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
 ]
-IsaOption = Annotated[str, typer.Option("--isa", help="Kernels: auto, avx512, avx2 or scalar.")]
+IsaOption = Annotated[
+    str, typer.Option("--isa", help="Kernels: auto, avx512, avx2, neon_dot, neon or scalar.")
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 
 

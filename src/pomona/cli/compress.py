@@ -1,4 +1,4 @@
-"""`pomona compress`: palettise a model to 4 bits per weight.
+"""`pomona compress`: palettise a model to 4 bits per weight or fewer.
 
     pomona compress smollm2-135m
 
@@ -31,7 +31,8 @@ app = new_app()
 @app.command(
     epilog=examples(
         "pomona compress smollm2-135m",
-        "pomona compress smollm2-135m --table-columns 64 --name smol-fine",
+        "pomona compress smollm2-135m --bits 3.5",
+        "pomona compress smollm2-135m --table-columns 192 --name smol-coarse",
         "pomona compress ./my-model --out ./my-model-4bit --calibration notes.txt",
     )
 )
@@ -48,7 +49,12 @@ def compress(
         typer.Option("--name", help="Name of the result in the cache.", show_default="SOURCE-4bit"),
     ] = None,
     bits: Annotated[
-        int, typer.Option("--bits", help="Bits per weight of the projections; this version packs 4.")
+        float,
+        typer.Option(
+            "--bits",
+            help="4, 3 or 2 for all projections; a fraction, such as 3.5, is met by a mix of these, tables "
+            "and scales counted.",
+        ),
     ] = 4,
     table_columns: Annotated[
         int | None,
@@ -92,7 +98,7 @@ def compress(
     from pomona.models import store
 
     directory = store.resolve(source)
-    target = out or store.models_dir() / (name or f"{directory.resolve().name}-{bits}bit")
+    target = out or store.models_dir() / (name or f"{directory.resolve().name}-{bits:g}bit")
 
     from pomona.compression.compress import compress as compress_model
 

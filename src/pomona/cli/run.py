@@ -20,7 +20,8 @@ from pomona.cli.common import IsaOption, JsonOption, ThreadsOption, examples, ne
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
-    from pomona.runtime.model import Model, Timing
+    from pomona.runtime.model import Model
+    from pomona.runtime.reply import Usage
     from pomona.runtime.sampling import Sampling
 
 Message = dict[str, str]
@@ -176,13 +177,13 @@ def printable(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
 
 
-def timing_of(model: Model) -> Timing:
+def timing_of(model: Model) -> Usage:
     timing = model.last_timing
     assert timing is not None, "the answer has been read to its end"
     return timing
 
 
-def timing_line(timing: Timing, max_tokens: int) -> str:
+def timing_line(timing: Usage, max_tokens: int) -> str:
     """One line for people: speed of the answer and of reading the prompt."""
     parts = [
         f"{timing.new_tokens} tokens, {timing.decode_tps:,.0f} tokens/s",
@@ -194,7 +195,7 @@ def timing_line(timing: Timing, max_tokens: int) -> str:
     return "; ".join(parts)
 
 
-def timing_json(timing: Timing, max_tokens: int) -> dict[str, object]:
+def timing_json(timing: Usage, max_tokens: int) -> dict[str, object]:
     return {
         "finish_reason": "length" if timing.new_tokens >= max_tokens else "stop",
         **asdict(timing),

@@ -2,8 +2,8 @@
 
     pomona compress smollm2-135m
 
-Projections become 4-bit palettes fitted by weighted k-means, embedding and head int8 rows; norms and biases
-are copied. One tensor is in memory at a time.
+Projections become palettes of 4, 3 or 2 bits fitted by weighted k-means, embedding and head int8 rows; norms
+and biases are copied. One tensor is in memory at a time.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pomona import _native
+from pomona.compression.allocate import Choice, allocate
 from pomona.compression.calibrate import calibrate, uniform
 from pomona.compression.report import REPORT_FILE, CompressionReport, TensorReport
 from pomona.errors import PomonaError
@@ -38,6 +39,7 @@ from pomona.models.model_directory import (
 )
 from pomona.models.palettized import (
     BLOCK,
+    PALETTE_BITS,
     QuantizationConfig,
     can_pack,
     describe,
@@ -65,13 +67,14 @@ EMBEDDINGS = ("model.embed_tokens", "lm_head")
 
 @dataclass(frozen=True)
 class _Plan:
-    """How one weight is stored: `format` palette4, int8 or copy."""
+    """How one weight is stored: `format` palette, int8 or copy."""
 
     name: str
     shape: tuple[int, ...]
     format: str
     specs: tuple[TensorSpec, ...]
     table_columns: int = 0
+    bits: int = 0
 
     @property
     def module(self) -> str:
@@ -82,7 +85,7 @@ def compress(
     source: Path | str,
     target: Path | str,
     *,
-    bits: int = 4,
+    bits: float = 4,
     table_columns: int | None = None,
     calibration: str | Path = "self",
     threads: int | None = None,
@@ -91,15 +94,16 @@ def compress(
 ) -> CompressionReport:
     """Writes the compressed model directory `target`, whole or not at all, and gives the report of it.
 
-    bits: 4 is what this version packs. table_columns: input columns that share a table with 16 rows; a matrix
+    bits: 4, 3 or 2 for all projections; or a fraction such as 3.5, which is met by a mix, tables and scales
+    counted (allocate.py). table_columns: input columns that share a table with 16 rows; a matrix
     whose width it does not divide takes the next smaller divisor. calibration: "self", "none" (plain k-means)
     or a UTF-8 text file. The same input gives the same bytes, whatever `threads`.
     Raises PomonaError: unusable source, unreadable calibration text, target exists, disk full.
     """
     started = time.perf_counter()
     source = Path(source)
-    if bits != 4:
-        raise PomonaError(f"--bits {bits}: this version packs projections at 4 bits; leave the option out")
+    if not 2 <= bits <= 4:
+        raise PomonaError(f"--bits {bits}: must lie in 2 .. 4, such as 4, 3.5 or 3")
     raw = read_json_object(source / CONFIG_FILE)
     config = ModelConfig.from_hf(raw, str(source / CONFIG_FILE))
     if raw.get("quantization_config") is not None:
@@ -108,19 +112,22 @@ def compress(
         table_columns = FINE_COLUMNS if config.non_embedding_parameters < SMALL_MODEL else COARSE_COLUMNS
     if table_columns < BLOCK or table_columns % BLOCK:
         raise PomonaError(f"table_columns {table_columns}: must be a multiple of {BLOCK}")
-    plans = _plan(config, table_columns)
+    linear = config.linear_shapes()
+    uniform_bits = dict.fromkeys(linear, int(bits) if bits in PALETTE_BITS else max(PALETTE_BITS))
+    plans = _plan(config, table_columns, uniform_bits)
     need = sum(spec.nbytes for plan in plans for spec in plan.specs)
     threads = threads or len(os.sched_getaffinity(0))
     with ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer:
         importance = _importance(source, config, calibration, threads, progress)
         with Checkpoint(source) as checkpoint:
+            if bits not in PALETTE_BITS:
+                chosen = _allocate(checkpoint, config, table_columns, importance, bits, threads, progress)
+                plans = _plan(config, table_columns, chosen)
             errors = _write_weights(
                 checkpoint, plans, importance, writer.path / WEIGHTS_FILE, threads, progress
             )
             source_bytes = sum(info.end - info.start for info in checkpoint.tensors.values())
-        packed = {
-            plan.module: 4 if plan.format == "palette4" else 8 for plan in plans if plan.format != "copy"
-        }
+        packed = {plan.module: plan.bits for plan in plans if plan.format != "copy"}
         with Checkpoint(writer.path) as written:
             quantization = QuantizationConfig(fingerprint(written), packed)
         write_json(
@@ -132,23 +139,47 @@ def compress(
     return report
 
 
-def _plan(config: ModelConfig, table_columns: int) -> list[_Plan]:
+def _plan(config: ModelConfig, table_columns: int, bits: Mapping[str, int]) -> list[_Plan]:
     linear = config.linear_shapes()
     plans = []
     for name, shape in config.tensor_shapes().items():
         module = name.removesuffix(".weight")
         if module in linear and can_pack(*linear[module]):
             columns = _table_columns(shape[1], table_columns)
-            plans.append(
-                _Plan(
-                    name, shape, "palette4", tuple(palette_specs(module, *linear[module], columns)), columns
-                )
-            )
+            specs = palette_specs(module, *linear[module], columns, bits[module])
+            plans.append(_Plan(name, shape, "palette", tuple(specs), columns, bits[module]))
         elif module in EMBEDDINGS and can_pack(shape[0], shape[1]):
-            plans.append(_Plan(name, shape, "int8", tuple(int8_specs(module, shape[0], shape[1]))))
+            plans.append(_Plan(name, shape, "int8", tuple(int8_specs(module, shape[0], shape[1])), bits=8))
         else:
             plans.append(_Plan(name, shape, "copy", (TensorSpec(name, "BF16", shape),)))
     return plans
+
+
+def _allocate(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    table_columns: int,
+    importance: Mapping[str, NDArray[np.float32]],
+    bits: float,
+    threads: int,
+    progress: Progress | None,
+) -> dict[str, int]:
+    """Bits of every projection for a budget of bits per weight of all projections."""
+    linear = config.linear_shapes()
+    choices: dict[str, list[Choice]] = {}
+    for width in PALETTE_BITS:
+        plans = [p for p in _plan(config, table_columns, dict.fromkeys(linear, width)) if p.module in linear]
+        for done, plan in enumerate(plans):
+            if progress is not None:
+                progress(f"try {width} bits", done, len(plans))
+            if plan.format == "palette":
+                _, error = _pack(checkpoint, plan, importance, threads)
+                size = sum(spec.nbytes for spec in plan.specs)
+                choices.setdefault(plan.module, []).append(Choice(width, size, error**2))
+        if progress is not None:
+            progress(f"try {width} bits", len(plans), len(plans))
+    weights = sum(math.prod(linear[module]) for module in choices)
+    return dict.fromkeys(linear, max(PALETTE_BITS)) | allocate(choices, weights, bits)
 
 
 def _table_columns(columns: int, wanted: int) -> int:
@@ -198,16 +229,15 @@ def _write_weights(
 def _pack(
     checkpoint: Checkpoint, plan: _Plan, importance: Mapping[str, NDArray[np.float32]], threads: int
 ) -> tuple[dict[str, NDArray[Any]], float]:
-    stored = checkpoint.array(plan.name)
+    """The packed parts of a weight and its relative error."""
+    stored, where = checkpoint.array(plan.name), checkpoint.directory
     if stored.dtype != np.uint16 or stored.shape != plan.shape:
         raise PomonaError(
-            f"{checkpoint.directory}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; "
-            "pull the model again"
+            f"{where}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; pull the model again"
         )
     if ((stored & 0x7F80) == 0x7F80).any():
         raise PomonaError(
-            f"{checkpoint.directory}: tensor {plan.name!r} holds a value that is not finite; "
-            "get a sound checkpoint"
+            f"{where}: tensor {plan.name!r} holds a value that is not finite; get a sound checkpoint"
         )
     if plan.format == "copy":
         return {plan.name: stored}, 0.0
@@ -215,18 +245,16 @@ def _pack(
     parts: dict[str, Any]
     if plan.format == "int8":
         if float(np.abs(weight).max()) > 127 * 60_000.0:
-            raise PomonaError(
-                f"{checkpoint.directory}: a row of {plan.name!r} is too large for its float16 scale"
-            )
+            raise PomonaError(f"{where}: a row of {plan.name!r} is too large for its float16 scale")
         parts = pack_int8(weight)
         weigh = importance["lm_head"]
         difference = unpack_int8(parts["int8"], parts["row_scales"]) - weight
         error, norm = float(((difference**2) @ weigh).sum()), float(((weight**2) @ weigh).sum())
     else:
         try:
-            parts = _native.palettize(weight, importance[plan.module], plan.table_columns, threads)
+            parts = _native.palettize(weight, importance[plan.module], plan.bits, plan.table_columns, threads)
         except ValueError as refusal:
-            raise PomonaError(f"{checkpoint.directory}: tensor {plan.name!r}: {refusal}") from refusal
+            raise PomonaError(f"{where}: tensor {plan.name!r}: {refusal}") from refusal
         error, norm = parts.pop("squared_error"), parts.pop("squared_norm")
         for name in ("table_scales", "row_scales"):
             parts[name] = parts[name].view(np.float16)

@@ -5,14 +5,16 @@ A module `M` (say `model.layers.0.self_attn.q_proj`, weight [N, K]) is stored as
     bf16      M.weight               BF16 [N, K]
     int8      M.weight_int8          U8   [N/16, K/4, 64]   byte 4 r + j = weight[r][k + j] + 128
               M.weight_row_scales    F16  [N]
-    palette   M.weight_indices       U8   [N/16, K/8, 64]   byte 4 r + j = index[k+j] | index[k+4+j] << 4
-              M.weight_tables        I8   [N/16, K/C, 16]   C = table_columns, a multiple of 64
+    palette   M.weight_indices       U8   4 bits: [N/16, K/8, 64]; 2 bits: [N/16, K/16, 64];
+                                          3 bits: [N/16, K/32, 3, 64]; unpack_indices() says how
+              M.weight_tables        I8   [N/16, K/C, 2^bits]   C = table_columns, a multiple of 64
               M.weight_table_scales  F16  [N/16, K/C]
               M.weight_row_scales    F16  [N]
 
-where r is the row within a group of 16. A weight is entry * table scale * row scale (palette) or
-value * row scale (int8). The kernels read these bytes as they lie; native/kernels/kernels.h is the other
-half of this page. Packing needs N % 16 == 0 and K % 64 == 0; other matrices stay bf16.
+where r is the row within a group of 16. Bits may differ from module to module. A weight is entry * table
+scale * row scale (palette) or value * row scale (int8). The kernels read these bytes as they lie;
+native/kernels/palette_layout.h is the other half of this page. Packing needs N % 16 == 0 and K % 64 == 0;
+other matrices stay bf16.
 
 Shape letters: N rows (outputs), K columns (inputs), G = N / 16 groups, T tables per group.
 """
@@ -36,7 +38,7 @@ from pomona.models.safetensors_file import Checkpoint, TensorSpec, float32_from_
 
 GROUP_ROWS = 16
 BLOCK = 64
-COLORS = 16
+PALETTE_BITS = (4, 3, 2)
 METHOD = "palettized"
 VERSION = 1
 
@@ -48,7 +50,7 @@ class QuantizationConfig:
     """The "quantization_config" of config.json."""
 
     base_fingerprint: str
-    bits: Mapping[str, int]  # module name -> 4, or 8 for int8; absent: bf16
+    bits: Mapping[str, int]  # module name -> 4, 3 or 2, or 8 for int8; absent: bf16
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -82,7 +84,7 @@ def read_quantization_config(
         unknown
         or not isinstance(fingerprint, str)
         or not isinstance(bits, dict)
-        or not all(isinstance(name, str) and value in (4, 8) for name, value in bits.items())
+        or not all(isinstance(name, str) and value in (*PALETTE_BITS, 8) for name, value in bits.items())
     ):
         what = f"unknown keys {unknown}" if unknown else "no valid base_fingerprint and bits"
         raise PomonaError(f"{source}: quantization_config has {what}; compress the model again")
@@ -100,11 +102,16 @@ def int8_specs(module: str, rows: int, columns: int) -> list[TensorSpec]:
     ]
 
 
-def palette_specs(module: str, rows: int, columns: int, table_columns: int) -> list[TensorSpec]:
+def indices_shape(rows: int, columns: int, bits: int) -> tuple[int, ...]:
+    groups = rows // GROUP_ROWS
+    return (groups, columns // 32, 3, 64) if bits == 3 else (groups, columns * bits // 32, 64)
+
+
+def palette_specs(module: str, rows: int, columns: int, table_columns: int, bits: int) -> list[TensorSpec]:
     groups, tables = rows // GROUP_ROWS, columns // table_columns
     return [
-        TensorSpec(f"{module}.weight_indices", "U8", (groups, columns // 8, 64)),
-        TensorSpec(f"{module}.weight_tables", "I8", (groups, tables, COLORS)),
+        TensorSpec(f"{module}.weight_indices", "U8", indices_shape(rows, columns, bits)),
+        TensorSpec(f"{module}.weight_tables", "I8", (groups, tables, 1 << bits)),
         TensorSpec(f"{module}.weight_table_scales", "F16", (groups, tables)),
         TensorSpec(f"{module}.weight_row_scales", "F16", (rows,)),
     ]
@@ -137,12 +144,26 @@ def unpack_int8(packed_GK64: NDArray[np.uint8], row_scales: NDArray[np.float16])
     return weight
 
 
-def unpack_indices(packed_GK64: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """[G, K/8, 64] -> [N, K] table indices."""
-    groups, lines, _ = packed_GK64.shape
-    rows_GLRJ = packed_GK64.reshape(groups, lines, GROUP_ROWS, 4)
-    both = np.stack([rows_GLRJ & 15, rows_GLRJ >> 4], axis=3)  # [G, K/8, 16, 2, 4]
-    return np.ascontiguousarray(both.transpose(0, 2, 1, 3, 4)).reshape(groups * GROUP_ROWS, lines * 8)
+def unpack_indices(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """The table indices [N, K] from their packed bytes.
+
+    4 and 2 bits: byte 4 r + j of a line holds, low bits first, the columns j, j + 4, ... of row r. 3 bits:
+    the 64-bit word p of three lines holds 24 bits for each four columns, first row 2 p, then row 2 p + 1.
+    """
+    groups, lines = packed.shape[:2]
+    if bits == 3:
+        words = packed.reshape(groups, lines, 3, 8, 8).transpose(0, 1, 3, 2, 4)  # [G, K/32, pair, 3, 8]
+        stream = np.unpackbits(
+            np.ascontiguousarray(words).reshape(groups, lines, 8, 24), 3, bitorder="little"
+        )
+        parts = stream.reshape(groups, lines, 8, 8, 2, 4, 3)  # pair, step, row of the pair, column, bit
+        index = parts[..., 0] | parts[..., 1] << 1 | parts[..., 2] << 2
+        rows_first = index.transpose(0, 2, 4, 1, 3, 5)  # [G, pair, row, K/32, step, column]
+        return np.ascontiguousarray(rows_first).reshape(groups * GROUP_ROWS, lines * 32)
+    rows_GLRJ = packed.reshape(groups, lines, GROUP_ROWS, 4)
+    fields = [rows_GLRJ >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)]
+    both = np.stack(fields, axis=3)  # [G, lines, 16, 8 / bits, 4]
+    return np.ascontiguousarray(both.transpose(0, 2, 1, 3, 4)).reshape(groups * GROUP_ROWS, -1)
 
 
 def unpack_palette(
@@ -152,7 +173,7 @@ def unpack_palette(
     row_scales_N: NDArray[np.float16],
 ) -> NDArray[np.float32]:
     """The weight [N, K] that a palettised matrix stands for."""
-    index_NK = unpack_indices(indices)
+    index_NK = unpack_indices(indices, tables_GTC.shape[2].bit_length() - 1)
     rows, columns = index_NK.shape
     groups, tables, _ = tables_GTC.shape
     entries_GTC = tables_GTC.astype(np.float32) * table_scales_GT.astype(np.float32)[:, :, None]
@@ -192,17 +213,23 @@ def dequantize_tensor(checkpoint: Checkpoint, module: str) -> NDArray[np.float32
             part("_table_scales", "F16"),
             part("_row_scales", "F16"),
         )
-        if parts[0].ndim != 3 or parts[1].ndim != 3:
-            raise misfit
-        groups, lines = parts[0].shape[:2]
-        tables = parts[1].shape[1]
+        indices, tables, table_scales, row_scales = parts
         if (
-            parts[0].shape != (groups, lines, 64)
-            or tables < 1
-            or (lines * 8) % (tables * BLOCK)
-            or parts[1].shape != (groups, tables, COLORS)
-            or parts[2].shape != (groups, tables)
-            or parts[3].shape != (groups * GROUP_ROWS,)
+            tables.ndim != 3
+            or row_scales.ndim != 1
+            or tables.shape[2] not in (4, 8, 16)
+            or tables.shape[1] < 1
+        ):
+            raise misfit
+        rows, bits = row_scales.shape[0], tables.shape[2].bit_length() - 1
+        columns = indices.size * 8 // (bits * rows) if rows else 0
+        if (
+            rows % GROUP_ROWS
+            or columns % (tables.shape[1] * BLOCK)
+            or columns < BLOCK
+            or indices.shape != indices_shape(rows, columns, bits)
+            or tables.shape[0] != rows // GROUP_ROWS
+            or table_scales.shape != tables.shape[:2]
         ):
             raise misfit
         return unpack_palette(*parts)
@@ -278,6 +305,9 @@ def _describe_weight(checkpoint: Checkpoint, name: str, shape: tuple[int, ...]) 
         raise PomonaError(
             f"{checkpoint.directory}: tensor {name} is missing; pull or compress the model again"
         )
-    kind = "palette4" if "indices" in stored else "int8" if stored else checkpoint.tensors[name].dtype.lower()
+    if "tables" in stored:
+        kind = f"palette{stored['tables'].shape[-1].bit_length() - 1}"
+    else:
+        kind = "int8" if stored else checkpoint.tensors[name].dtype.lower()
     size = sum(info.end - info.start for info in stored.values() or [checkpoint.tensors[name]])
     return TensorDescription(name, shape, kind, 8 * size / math.prod(shape), size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache, cached_property
 from pathlib import Path
@@ -109,6 +110,13 @@ class Tokenizer:
         if (piece_bytes := self._piece_bytes) is None:
             return _ForeignStream(self, skip_special_tokens)
         return _ByteStream(self, hidden, piece_bytes, self._strip_left)
+
+    @cached_property
+    def special_pattern(self) -> re.Pattern[str] | None:
+        """Finds the text of every control token; None when there are none."""
+        tokens = self.backend.get_added_tokens_decoder().values()
+        texts = sorted((token.content for token in tokens if token.special), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, texts))) if texts else None
 
     @cached_property
     def _plain_backend(self) -> Backend:

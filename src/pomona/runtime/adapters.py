@@ -18,6 +18,7 @@ import weakref
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal, get_args
 
 from pomona import _native
 from pomona.errors import PomonaError
@@ -26,6 +27,7 @@ from pomona.runtime.adapter_file import WEIGHTS_FILE, read_adapter
 from pomona.runtime.engine import Engine, native_array
 
 DEFAULT_BUDGET = 256 << 20
+Precision = Literal["bf16", "int8"]  # of adapter weights in memory; int8 takes half the bytes
 
 
 class AdapterMemoryFullError(PomonaError):
@@ -67,23 +69,42 @@ class _Entry:
     loading: threading.Lock = field(default_factory=threading.Lock)  # held while its files are read
 
 
-def load_adapter(engine: Engine, directory: Path | str, *, name: str = "", version: int = 1) -> LoadedAdapter:
+def load_adapter(
+    engine: Engine,
+    directory: Path | str,
+    *,
+    name: str = "",
+    version: int = 1,
+    precision: Precision = "bf16",
+) -> LoadedAdapter:
     """Reads a PEFT directory for this engine's base. PomonaError for anything that does not fit."""
+    _check_precision(precision)
     file = read_adapter(directory, engine.config, engine.fingerprint)
     tensors = {key: (dtype, native_array(array)) for key, (dtype, array) in file.tensors.items()}
     try:
-        native = _native.Adapter(engine.native_shape, tensors, file.scales)
+        native = _native.Adapter(engine.native_shape, tensors, file.scales, precision)
     except ValueError as error:
-        raise PomonaError(f"{directory}: {error}; use an adapter of this base") from error
+        raise PomonaError(f"{directory}: {error}; use a sound adapter of this base") from error
     return LoadedAdapter(name or Path(directory).name, version, native)
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in get_args(Precision):
+        raise PomonaError(
+            f"adapter precision {precision!r} is none; choose {' or '.join(get_args(Precision))}"
+        )
 
 
 class AdapterCache:
     """Named adapters of one engine. The least recently used one that is not pinned gives way."""
 
-    def __init__(self, engine: Engine, budget_bytes: int = DEFAULT_BUDGET) -> None:
+    def __init__(
+        self, engine: Engine, budget_bytes: int = DEFAULT_BUDGET, *, precision: Precision = "bf16"
+    ) -> None:
+        _check_precision(precision)
         self.engine = engine
         self.budget_bytes = budget_bytes
+        self.precision = precision
         self._entries: dict[str, _Entry] = {}
         self._resident: OrderedDict[str, LoadedAdapter] = OrderedDict()  # least recently used first
         self._alive = 0  # bytes of all versions in memory, those that only sequences hold among them
@@ -228,12 +249,14 @@ class AdapterCache:
         self, name: str, entry: _Entry, directory: Path, version: int, within_budget: bool
     ) -> LoadedAdapter:
         """Makes room, then reads. Called with entry.loading held, and without the lock."""
-        expected = min(_expected_bytes(directory), self.budget_bytes)
+        expected = min(_expected_bytes(directory, self.precision), self.budget_bytes)
         with self._lock:
             self._make_room(expected, name, within_budget)
             self._alive += expected  # others that load at the same time see it
         try:
-            loaded = load_adapter(self.engine, directory, name=name, version=version)
+            loaded = load_adapter(
+                self.engine, directory, name=name, version=version, precision=self.precision
+            )
         finally:
             self._gone(expected)
         with self._lock:
@@ -277,8 +300,7 @@ class AdapterCache:
             self._alive -= size
 
 
-def _expected_bytes(directory: Path) -> int:
+def _expected_bytes(directory: Path, precision: Precision) -> int:
     """What the adapter will take in memory, near enough to make room for it before it is read."""
-    return sum(
-        2 * math.prod(info.shape) for info in SafetensorsFile(directory / WEIGHTS_FILE).tensors.values()
-    )
+    tensors = SafetensorsFile(directory / WEIGHTS_FILE).tensors.values()
+    return sum((1 if precision == "int8" else 2) * math.prod(info.shape) for info in tensors)

@@ -27,6 +27,7 @@ from pomona.errors import PomonaError
 from pomona.runtime.adapters import AdapterCache, AdapterMemoryFullError, LoadedAdapter
 from pomona.runtime.engine import BATCH_TOKENS, Engine, Sequence
 from pomona.runtime.guided import GuidedTokens
+from pomona.runtime.lookup import Lookup
 from pomona.runtime.ticket import Request, Ticket
 
 PAGE_TOKENS = 16  # of a page of the key/value cache
@@ -48,6 +49,7 @@ class Run:
         self.ids = [int(token) for token in request.prompt_ids]
         self.max_length = len(self.ids) + max_new_tokens
         self.guide = guide
+        self.lookup: Lookup | None = None  # made when it is asked for first
         self.ticket: Ticket
         self.lane: Lane
         self.adapter: LoadedAdapter | None = None

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ BATCH_TOKENS = 512  # of one native step; longer prompts go through in chunks
 MIN_KV_TOKENS = 8192
 MAX_KV_TOKENS = 32768
 MAX_THREADS = 1024
+KvPrecision = Literal["bf16", "int8"]  # of cached keys and values
 
 Mask = NDArray[np.int32] | _native.LateMask
 
@@ -134,18 +135,21 @@ class Engine:
         kv_tokens: int | None = None,
         huge_pages: bool = True,
         prefix_cache: bool = False,
+        kv_cache: KvPrecision = "bf16",
     ) -> Engine:
         """Maps the weights of a model directory.
 
-        threads: default all cores that this process may use. isa: auto, avx512, avx2 or scalar. kv_tokens:
-        room for the tokens of all sequences together. huge_pages: copy packed weights into 2 MB pages, which
-        reads them faster and needs their size in memory once more than the page cache holds. prefix_cache:
-        keep full pages for later sequences that begin with the same tokens under the same adapter version.
+        threads: default all cores that this process may use. isa: auto, avx512, avx2, neon_dot, neon or
+        scalar. kv_tokens: room for the tokens of all sequences together. huge_pages: copy packed weights into
+        2 MB pages, which reads them faster and needs their size in memory once more than the page cache
+        holds. prefix_cache: keep full pages for later sequences that begin with the same tokens under the
+        same adapter version.
+        kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
         threads = threads or len(os.sched_getaffinity(0))
-        _check_options(threads, isa, kv_tokens)
+        _check_options(threads, isa, kv_tokens, kv_cache)
         raw = read_json_object(directory / CONFIG_FILE)
         config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
         read_quantization_config(raw, str(directory / CONFIG_FILE))
@@ -166,6 +170,7 @@ class Engine:
                 BATCH_TOKENS,
                 huge_pages,
                 prefix_cache,
+                kv_cache,
             )
         except ValueError as error:
             raise PomonaError(f"{directory}: {error}; pull or compress the model again") from error
@@ -341,11 +346,13 @@ def _native_input(i: StepInput, tokens: Seq[int], drafts: Seq[int] = ()) -> _nat
     return _native.StepInput(handle, list(tokens), sampling, mask, list(drafts))
 
 
-def _check_options(threads: int, isa: str, kv_tokens: int | None) -> None:
+def _check_options(threads: int, isa: str, kv_tokens: int | None, kv_cache: str) -> None:
     if not 1 <= threads <= MAX_THREADS:
         raise PomonaError(f"threads = {threads}: must lie in 1 .. {MAX_THREADS}")
     if kv_tokens is not None and not 1 <= kv_tokens < 1 << 31:
         raise PomonaError(f"kv_tokens = {kv_tokens}: must lie in 1 .. {(1 << 31) - 1}")
+    if kv_cache not in get_args(KvPrecision):
+        raise PomonaError(f"kv_cache = {kv_cache!r}: is no precision of the cache; choose bf16 or int8")
     available = _native.available_isas()
     if isa not in ("auto", *available.split()):
         raise PomonaError(

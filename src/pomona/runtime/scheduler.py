@@ -26,6 +26,7 @@ from pomona.runtime.adapters import AdapterCache
 from pomona.runtime.batching import PAGE_TOKENS, Batcher, Run
 from pomona.runtime.engine import BATCH_TOKENS, Engine, Mask, StepInput
 from pomona.runtime.guided import GuidedTokens, Guides
+from pomona.runtime.lookup import Lookup
 from pomona.runtime.sampling import Sampling
 from pomona.runtime.ticket import (
     Completion,
@@ -195,8 +196,6 @@ class Scheduler:
         for wrong in (min(prompt), max(prompt)):
             if not 0 <= wrong < vocabulary:
                 raise PomonaError(f"token id {wrong} is outside the vocabulary of {vocabulary:,}")
-        if request.lookup:
-            raise PomonaError("lookup: drafts from the prompt are not supported yet; leave it off")
         if request.adapter is not None:
             if self._adapters is None:
                 raise PomonaError(f"adapter {request.adapter}: this scheduler was made without adapters")
@@ -277,7 +276,7 @@ class Scheduler:
             return self._batcher.ended != ended
         started = time.perf_counter()
         try:
-            sampled = self._engine.step([step_input for _, step_input in inputs])
+            sampled = self._step([step_input for _, step_input in inputs])
         except Exception as error:
             self._failed_steps += 1
             if isinstance(error.__cause__, MemoryError):
@@ -289,20 +288,28 @@ class Scheduler:
         ended_at = time.perf_counter()
         self._steps += 1
         self._step_seconds += ended_at - started
-        for (run, step_input), token in zip(inputs, sampled, strict=True):
+        rows = sum(len(step_input.tokens) + len(step_input.drafts) for _, step_input in inputs)
+        self._rows += rows
+        self._engine.step_costs.observe(rows, ended_at - started)
+        for (run, step_input), new in zip(inputs, sampled, strict=True):
             count = len(step_input.tokens)
-            self._rows += count
             run.length += count
             if run.pending == 0:
-                self._accept(run, token, ended_at)
+                self._accept_all(run, new, len(step_input.drafts), ended_at)
             else:
                 self._batcher.note_reuse(run, count)
         self._free_tokens = self._engine.native.free_tokens
         return True
 
+    def _step(self, inputs: list[StepInput]) -> list[list[int]]:
+        if any(step_input.drafts for step_input in inputs):
+            return self._engine.step_with_drafts(inputs)
+        return [[token] for token in self._engine.step(inputs)]
+
     def _inputs(self, batch: Mapping[Run, int]) -> list[tuple[Run, StepInput]]:
         """What each brings to the step. A request whose guide fails ends here and hurts nobody."""
         inputs = []
+        rows = sum(batch.values())
         for run, count in batch.items():
             assert run.sequence is not None
             if count < run.pending:  # what is sampled in the middle of a prompt is not used
@@ -310,17 +317,53 @@ class Scheduler:
                 inputs.append((run, StepInput(run.sequence, tokens, GREEDY)))
                 continue
             try:
-                mask = self._mask(run)
+                mask, drafts = self._mask(run, self._drafts(run, rows))
             except Exception as error:
                 self._finish(run, "error", error)
                 continue
+            rows += len(drafts)
             tokens = run.ids[run.length :]
-            inputs.append((run, StepInput(run.sequence, tokens, run.request.sampling, mask)))
+            inputs.append((run, StepInput(run.sequence, tokens, run.request.sampling, mask, drafts)))
         return inputs
 
-    def _mask(self, run: Run) -> Mask | None:
-        """The tokens that may come next, computed while the step runs."""
-        return None if run.guide is None or run.guide.stopped else run.guide.mask()
+    def _drafts(self, run: Run, rows: int) -> list[int]:
+        """What probably comes next, as far as it pays beside the step's other rows."""
+        if not run.request.lookup or run.first_token == 0.0 or run.pending > 1:
+            return []
+        if run.lookup is None:
+            run.lookup = Lookup(run.ids, self._engine.step_costs)
+        limit = min(run.max_length - len(run.ids) - 1, BATCH_TOKENS - rows)
+        return run.lookup.propose(limit, rows=rows, stop_ids=run.request.stop_ids)
+
+    def _mask(self, run: Run, drafts: list[int]) -> tuple[Mask | None, list[int]]:
+        """The tokens that may come next, and with drafts after each of them; computed while the step runs."""
+        if run.guide is None or run.guide.stopped:
+            return None, drafts
+        if drafts:
+            drafts, masks = run.guide.masks(drafts)
+            if drafts:
+                return masks, drafts
+        return run.guide.mask(), drafts
+
+    def _accept_all(self, run: Run, new: list[int], drafted: int, now: float) -> None:
+        """The drafts of a request that were right, and the token after them."""
+        right = new[:-1]
+        if right:
+            run.ids += right
+            run.length += len(right)
+            try:
+                for token in right if run.guide is not None else ():
+                    run.guide.accept(token)  # type: ignore[union-attr]
+            except Exception as error:
+                self._finish(run, "error", error)
+                return
+            self._push(run, right)
+        known = len(run.ids)
+        self._accept(run, new[-1], now)
+        if run.lookup is not None:
+            run.lookup.extend(new, drafted=drafted)
+            if forced := run.ids[known + 1 :]:
+                run.lookup.extend(forced)
 
     def _accept(self, run: Run, token: int, now: float) -> None:
         """The next token of a request has been sampled."""
