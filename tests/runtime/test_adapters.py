@@ -377,7 +377,7 @@ def with_value(value: float) -> Callable[[dict[str, Any]], None]:
         (without("down_proj.lora_B.weight"), "is missing"),
         (
             lambda tensors: tensors.update(extra=np.zeros((2, 2), np.float32)),
-            "extra belongs to no target module",
+            "extra. belongs to no target module",
         ),
         (with_value(np.nan), "not finite"),
         (with_value(np.inf), "not finite"),

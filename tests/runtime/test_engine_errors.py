@@ -389,7 +389,7 @@ BAD_PARTS: dict[str, tuple[Callable[[Tensors], None], str]] = {
     "no table scales": (_drop_part("table_scales"), "weight_table_scales' is missing"),
     "no row scales": (_drop_part("row_scales"), "weight_row_scales' is missing"),
     "indices of another shape": (_reshape_part("indices", 1, 2, 64), "weight_indices' has shape"),
-    "tables of eight": (_reshape_part("tables", 4, 1, 8), "weight_tables'"),
+    "tables of eight": (_reshape_part("tables", 4, 1, 8), "weight_indices' has shape"),
     "three tables": (_reshape_part("tables", 4, 3, 16), "weight_tables'"),
     "stored twice": (_both_forms, "q_proj.weight' is not part of this architecture"),
 }
