@@ -101,6 +101,13 @@ class Prescribed:
         assert token == self._answer[self._place]
         self._place += 1
 
+    def begin(self, max_new_tokens: int) -> list[int]:
+        return []
+
+    def advance(self, token: int) -> list[int]:
+        self.accept(token)
+        return [token]
+
 
 def passages(text: str) -> list[str]:
     """Whole sentences of one paragraph or several, about PASSAGE characters each."""
