@@ -124,10 +124,11 @@ class Engine:
     ) -> Engine:
         """Maps the weights of a model directory.
 
-        threads: default all cores that this process may use. isa: auto, avx512, avx2, neon_dot, neon or scalar.
-        kv_tokens: room for the tokens of all sequences together. huge_pages: copy packed weights into 2 MB pages, which
-        reads them faster and needs their size in memory once more than the page cache holds. prefix_cache:
-        keep full pages for later sequences that begin with the same tokens under the same adapter version.
+        threads: default all cores that this process may use. isa: auto, avx512, avx2, neon_dot, neon or
+        scalar. kv_tokens: room for the tokens of all sequences together. huge_pages: copy packed weights into
+        2 MB pages, which reads them faster and needs their size in memory once more than the page cache
+        holds. prefix_cache: keep full pages for later sequences that begin with the same tokens under the
+        same adapter version.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
