@@ -35,7 +35,7 @@ native() {
 
 directory() {
   echo "--- adapter directories for $seconds s"
-  .venv/bin/python -m pytest tests/runtime/test_adapter_fuzz.py
+  .venv/bin/python -m pytest -s tests/runtime/test_adapter_fuzz.py
 }
 
 case ${1:-all} in

@@ -3,7 +3,9 @@
 #include <string>
 #include <string_view>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #endif
 
@@ -23,8 +25,9 @@ const Kernels* usable_avx512() {
 }
 
 const Kernels* usable_avx2() {
-  const bool has =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  unsigned a = 0, b = 0, c = 0, d = 0; // not every compiler's __builtin_cpu_supports knows f16c
+  const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  const bool has = f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return has ? avx2_kernels() : nullptr;
 }
 
