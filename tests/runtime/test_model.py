@@ -356,7 +356,7 @@ def test_a_closed_model_says_so(smollm2_4bit_dir: Path) -> None:
 # --- the documentation --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "count"), [("runtime.md", 3), ("guided.md", 1)])
+@pytest.mark.parametrize(("name", "count"), [("runtime.md", 3), ("guided.md", 2)])
 def test_the_examples_of_the_page_run(
     smollm2_4bit_dir: Path, capsys: pytest.CaptureFixture[str], name: str, count: int
 ) -> None:
