@@ -35,8 +35,8 @@ def allocate(choices: Mapping[str, list[Choice]], weights: int, bits_per_weight:
     least = sum(options[-1].nbytes for options in choices.values())
     if least > budget:
         raise PomonaError(
-            f"--bits {bits_per_weight}: the projections take {8 * least / weights:.2f} bits per weight at the least, "
-            "tables and scales counted; ask for more"
+            f"--bits {bits_per_weight}: the projections take {8 * least / weights:.2f} bits per weight at "
+            "the least, tables and scales counted; ask for more"
         )
     steps: list[tuple[float, str, int, int]] = []  # loss per byte saved, module, from, to
 

@@ -11,9 +11,10 @@ A module `M` (say `model.layers.0.self_attn.q_proj`, weight [N, K]) is stored as
               M.weight_table_scales  F16  [N/16, K/C]
               M.weight_row_scales    F16  [N]
 
-where r is the row within a group of 16. Bits may differ from module to module. A weight is entry * table scale * row scale (palette) or
-value * row scale (int8). The kernels read these bytes as they lie; native/kernels/palette_layout.h is the
-other half of this page. Packing needs N % 16 == 0 and K % 64 == 0; other matrices stay bf16.
+where r is the row within a group of 16. Bits may differ from module to module. A weight is entry * table
+scale * row scale (palette) or value * row scale (int8). The kernels read these bytes as they lie;
+native/kernels/palette_layout.h is the other half of this page. Packing needs N % 16 == 0 and K % 64 == 0;
+other matrices stay bf16.
 
 Shape letters: N rows (outputs), K columns (inputs), G = N / 16 groups, T tables per group.
 """
@@ -146,8 +147,8 @@ def unpack_int8(packed_GK64: NDArray[np.uint8], row_scales: NDArray[np.float16])
 def unpack_indices(packed: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
     """The table indices [N, K] from their packed bytes.
 
-    4 and 2 bits: byte 4 r + j of a line holds, low bits first, the columns j, j + 4, ... of row r. 3 bits: the
-    64-bit word p of three lines holds 24 bits for each four columns, first row 2 p, then row 2 p + 1.
+    4 and 2 bits: byte 4 r + j of a line holds, low bits first, the columns j, j + 4, ... of row r.
+    3 bits: the 64-bit word p of three lines holds 24 bits for each four columns, first row 2 p, then 2 p + 1.
     """
     groups, lines = packed.shape[:2]
     if bits == 3:
