@@ -46,7 +46,9 @@ def compress(
     ] = None,
     name: Annotated[
         str | None,
-        typer.Option("--name", help="Name of the result in the cache.", show_default="SOURCE-4bit"),
+        typer.Option(
+            "--name", help="Name of the result in the cache.", show_default="SOURCE-4bit, as --bits says"
+        ),
     ] = None,
     bits: Annotated[
         float,
@@ -62,7 +64,7 @@ def compress(
             "--table-columns",
             min=64,
             help="Input columns that share one table; a multiple of 64. Fewer: finer and a little larger.",
-            show_default="192",
+            show_default="64; 256 from a billion parameters on",
         ),
     ] = None,
     calibration: Annotated[
