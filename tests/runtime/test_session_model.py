@@ -78,7 +78,7 @@ def test_the_other_forms(model: Model) -> None:
 
 def test_a_form_that_cannot_be_guided_is_refused_before_anything(model: Model) -> None:
     session = model.session()
-    with pytest.raises(PomonaError, match=r"json_schema: cannot be used .*uniqueItems"):
+    with pytest.raises(PomonaError, match=r"json_schema at #: 'uniqueItems' cannot be obeyed"):
         session.respond("x", schema=set[int])
     with pytest.raises(PomonaError, match="regex: cannot be used"):
         session.respond("x", regex="(a")
