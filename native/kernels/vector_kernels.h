@@ -1,6 +1,7 @@
 // The floating-point kernels, written once over a vector type V that each instruction set supplies:
 // V::F, V::width, load, store, set1, fma(a, b, c) = a * b + c, add, sub, mul, div, max, abs, round,
-// exp2i (2^n for whole n), zero_below, store_coarse, store_fine, reduce_add, reduce_max, bf16 and int8 (width values),
+// exp2i (2^n for whole n), zero_below, store_coarse, store_fine, reduce_add, reduce_max, bf16 and int8 (width
+// values),
 // bf16_pairs (low and high halves of 32-bit lanes), any_equal.
 //
 // Every output row and token is folded in one fixed order whatever the tile sizes: results do not depend on
