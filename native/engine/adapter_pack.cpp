@@ -46,8 +46,8 @@ float round_piece(const float* values, std::size_t count, std::int8_t* to) {
   return step;
 }
 
-// 16 rows of halves, `stride` apart, as pairs of columns: 16 rows of the first pair, then of the next. Rounding
-// and turning are apart because the first becomes vectors and the second is whole words.
+// 16 rows of halves, `stride` apart, as pairs of columns: 16 rows of the first pair, then of the next.
+// Rounding and turning are apart because the first becomes vectors and the second is whole words.
 void turn_pairs(const std::uint16_t* halves, std::size_t stride, int cols, std::uint16_t* to) {
   for (int k = 0; k < cols; k += 2)
     for (int r = 0; r < kGroupRows; ++r, to += 2) std::memcpy(to, halves + r * stride + k, 4);
