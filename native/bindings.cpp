@@ -2,6 +2,7 @@
 // owner.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -370,6 +371,10 @@ NB_MODULE(_native, m) {
           "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a,
           unlocked)
       .def("moments", &OwningEngine::moments)
+      .def(
+          "profile", [](OwningEngine& e, bool on) { e.engine->profile(on); }, "on"_a, unlocked)
+      .def(
+          "take_profile", [](OwningEngine& e) { return e.engine->take_profile(); }, unlocked)
       .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
       .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })
       .def_prop_ro("batch_tokens", [](const OwningEngine& e) { return e.engine->batch_tokens(); })

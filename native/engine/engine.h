@@ -20,6 +20,7 @@
 #include "engine/kv_cache.h"
 #include "engine/late_mask.h"
 #include "engine/prefix_cache.h"
+#include "engine/profile.h"
 #include "engine/sampler.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
@@ -80,6 +81,10 @@ class Engine {
   void collect_moments(bool on);
   // Keys: module name of the first linear layer that reads the input, e.g. model.layers.0.self_attn.q_proj.
   std::map<std::string, Moments> moments();
+
+  // From now on steps measure where their time goes; off: no longer. take_profile(): Profile::take().
+  void profile(bool on);
+  std::map<std::string, double> take_profile();
 
   const ModelShape& shape() const { return shape_; }
   const char* isa() const { return kernels_.name; }
@@ -190,6 +195,7 @@ class Engine {
   std::mutex mutex_;
   std::vector<Sequence> sequences_;
 
+  Profile profile_;
   std::vector<Run> runs_;
   std::vector<Row> rows_;
   std::vector<AttentionTask> tasks_;
