@@ -5,7 +5,7 @@
 
 Joins compression_report.json (version 2: which bits a module has, which it could have, and what each choice
 loses) with the measured time per module. Predicted times of other choices follow a line through the measured
-ones: nanoseconds = fixed + rate * bytes.
+ones, by bytes and by weights (TimeFit).
 """
 
 from __future__ import annotations
@@ -33,14 +33,15 @@ _Count = Annotated[int, Field(ge=0, le=1 << 53)]  # what a double, and so the pa
 
 
 class Choice(BaseModel):
-    """A module at some number of bits; `kl` is the mean KL in nats per token if it alone has them."""
+    """A module at some number of bits; `kl` is the mean KL in nats per token if it alone has them, None where
+    no sensitivity was measured."""
 
     model_config = ConfigDict(frozen=True)
 
     bits: Annotated[int, Field(ge=1, le=16)]
     bytes: _Count
     relative_error: _Finite
-    kl: _Finite
+    kl: _Finite | None = None
 
 
 class ReportModule(BaseModel):
@@ -69,6 +70,10 @@ class ReportModule(BaseModel):
         return next(choice for choice in self.choices if choice.bits == self.bits)
 
     @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
     def layer(self) -> int | None:
         """The number in its name; None for embedding and head."""
         found = _LAYER.search(self.name)
@@ -88,15 +93,6 @@ class ReportTensor(BaseModel):
     relative_error: _Finite
 
 
-class Calibration(BaseModel):
-    """Where the text came from, and how much of it there was."""
-
-    model_config = ConfigDict(frozen=True)
-
-    source: str
-    tokens: _Count
-
-
 class ReportFile(BaseModel):
     """compression_report.json, version 2, as far as it is read here."""
 
@@ -107,7 +103,7 @@ class ReportFile(BaseModel):
     file_bytes: _Count
     source_bytes: _Count
     options: dict[str, Any]
-    calibration: Calibration
+    calibration: dict[str, Any]
     modules: Annotated[tuple[ReportModule, ...], Field(min_length=1)]
     predicted_kl: _Finite | None
     measured_kl: _Finite | None
@@ -154,32 +150,46 @@ def read_report(directory: Path) -> ReportFile:
 
 @dataclass(frozen=True)
 class TimeFit:
-    """nanoseconds = fixed + rate * bytes, through the measured modules; both at least 0."""
+    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none negative.
+
+    Reading costs time by the byte and looking up by the weight. Where all modules have the same bits the two
+    cannot be told apart, and time goes by whichever explains the head as well.
+    """
 
     fixed_ns: float
     ns_per_byte: float
+    ns_per_weight: float
     median_deviation: float  # of |fit / measured - 1|
 
     @classmethod
-    def through(cls, sizes: Sequence[int], times: Sequence[float]) -> TimeFit:
-        """Least squares of the deviation per byte, so that a head of 28 MB does not decide alone."""
-        pairs = [(size, ns) for size, ns in zip(sizes, times, strict=True) if size > 0 and ns > 0]
-        if not pairs:
-            return cls(0.0, 0.0, 0.0)
-        b, t = (np.array(column, np.float64) for column in zip(*pairs, strict=True))
-        columns = np.stack([1 / b, np.ones_like(b)], axis=1)
-        (fixed, rate), *_ = np.linalg.lstsq(columns, t / b, rcond=None)
-        if len(set(b.tolist())) < 2 or fixed < 0:
-            fixed, rate = 0.0, float(np.mean(t / b))
-        elif rate < 0:
-            fixed, rate = float(np.sum(t / b / b) / np.sum(1 / b / b)), 0.0
-        deviation = float(np.median(np.abs((fixed + rate * b) / t - 1)))
-        return cls(float(fixed), float(rate), deviation)
+    def through(cls, sizes: Sequence[int], weights: Sequence[int], times: Sequence[float]) -> TimeFit:
+        """Least squares of the relative deviation, so that a large head does not decide alone."""
+        rows = [row for row in zip(sizes, weights, times, strict=True) if min(row) > 0]
+        if not rows:
+            return cls(0.0, 0.0, 0.0, 0.0)
+        size, weight, time = (np.array(column, np.float64) for column in zip(*rows, strict=True))
+        features = np.stack([np.ones_like(size), size, weight], axis=1)
+        best, least = np.zeros(3), math.inf
+        # Fewer terms first: one that explains nothing more is left out.
+        for terms in ([1], [2], [0, 1], [0, 2], [1, 2], [0, 1, 2]):
+            columns = features[:, terms] / time[:, None]
+            scale = np.linalg.norm(columns, axis=0)
+            found, *_ = np.linalg.lstsq(columns / scale, np.ones_like(time), rcond=None)
+            squares = float(np.sum((columns @ (found / scale) - 1) ** 2))
+            if (found >= 0).all() and squares < least * (1 - 1e-9) - 1e-12:
+                best, least = np.zeros(3), squares
+                best[terms] = found / scale
+        deviation = float(np.median(np.abs(features @ best / time - 1)))
+        return cls(float(best[0]), float(best[1]), float(best[2]), deviation)
 
-    def scaled(self, measured_ns: float, measured_bytes: int, other_bytes: int) -> float:
+    def of(self, nbytes: int, weights: int) -> float:
+        """Nanoseconds of a module by its sizes alone."""
+        return self.fixed_ns + self.ns_per_byte * nbytes + self.ns_per_weight * weights
+
+    def scaled(self, measured_ns: float, weights: int, measured_bytes: int, other_bytes: int) -> float:
         """The time of a module that was measured with one size, at another size."""
-        here = self.fixed_ns + self.ns_per_byte * measured_bytes
-        return measured_ns * (self.fixed_ns + self.ns_per_byte * other_bytes) / here if here > 0 else 0.0
+        here = self.of(measured_bytes, weights)
+        return measured_ns * self.of(other_bytes, weights) / here if here > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -190,7 +200,7 @@ class ModuleTotals:
     modules: int
     weights: int
     bytes: int
-    kl: float
+    loss: float
     nanoseconds: float
 
     @property
@@ -213,13 +223,20 @@ class Analysis:
     def of(cls, model: str, fingerprint: str, report: ReportFile, profile: TokenProfile) -> Analysis:
         timed = [module for module in report.modules if module.name in profile.modules]
         fit = TimeFit.through(
-            [module.chosen.bytes for module in timed], [profile.modules[module.name] for module in timed]
+            [module.chosen.bytes for module in timed],
+            [module.weights for module in timed],
+            [profile.modules[module.name] for module in timed],
         )
         return cls(model, fingerprint, report, profile, fit)
 
     def nanoseconds(self, module: ReportModule) -> float:
         """Measured, per token; 0 for what multiplies nothing, such as an embedding that is not the head."""
         return self.profile.modules.get(module.name, 0.0)
+
+    @property
+    def has_kl(self) -> bool:
+        """Whether the sensitivity of every choice was measured."""
+        return all(c.kl is not None for module in self.report.modules for c in module.choices)
 
     @property
     def other_bytes(self) -> int:
@@ -245,9 +262,9 @@ class Analysis:
             ModuleTotals(
                 kind,
                 len(modules),
-                sum(math.prod(m.shape) for m in modules),
+                sum(m.weights for m in modules),
                 sum(m.chosen.bytes for m in modules),
-                sum(m.chosen.kl for m in modules),
+                sum(self.loss(m.chosen) for m in modules),
                 sum(self.nanoseconds(m) for m in modules),
             )
             for kind, modules in kinds.items()
@@ -264,17 +281,24 @@ class Analysis:
             "source_bytes": self.report.source_bytes,
             "other_bytes": self.other_bytes,
             "options": self.report.options,
-            "calibration": self.report.calibration.model_dump(),
+            "calibration": self.report.calibration,
             "predicted_kl": self.report.predicted_kl,
             "measured_kl": self.report.measured_kl,
+            "loss": "kl" if self.has_kl else "error",
             "time": {**self.profile.to_json(), "fixed_ns": self.fixed_ns},
             "fit": {
                 "fixed_ns": self.fit.fixed_ns,
                 "ns_per_byte": self.fit.ns_per_byte,
+                "ns_per_weight": self.fit.ns_per_weight,
+                "widths": sorted({module.bits for module in self.report.modules}),
                 "median_deviation": self.fit.median_deviation,
             },
             "modules": [self._module_json(module) for module in self.report.modules],
         }
+
+    def loss(self, choice: Choice) -> float:
+        """What the allocation adds up: the KL, or where none was measured the relative squared error."""
+        return choice.kl if self.has_kl and choice.kl is not None else choice.relative_error**2
 
     def _module_json(self, module: ReportModule) -> dict[str, Any]:
         chosen, measured = module.chosen, self.nanoseconds(module)
@@ -290,7 +314,11 @@ class Analysis:
             "kl": chosen.kl,
             "ns": measured,
             "choices": [
-                {**choice.model_dump(), "ns": self.fit.scaled(measured, chosen.bytes, choice.bytes)}
+                {
+                    **choice.model_dump(),
+                    "loss": self.loss(choice),
+                    "ns": self.fit.scaled(measured, module.weights, chosen.bytes, choice.bytes),
+                }
                 for choice in module.choices
             ],
         }

@@ -32,12 +32,18 @@ class TokenProfile:
     threads: int
     isa: str
     token_ns: float  # from one token to the next
+    fastest_ns: float
     attention_ns: float
     modules: dict[str, float]
 
     @property
     def modules_ns(self) -> float:
         return sum(self.modules.values())
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether half of the tokens took far longer than the fastest: other programs had the cores."""
+        return self.token_ns > 1.5 * self.fastest_ns
 
     @property
     def remainder_ns(self) -> float:
@@ -50,6 +56,8 @@ class TokenProfile:
             "threads": self.threads,
             "isa": self.isa,
             "token_ns": self.token_ns,
+            "fastest_ns": self.fastest_ns,
+            "disturbed": self.disturbed,
             "modules_ns": self.modules_ns,
             "attention_ns": self.attention_ns,
             "remainder_ns": self.remainder_ns,
@@ -69,24 +77,25 @@ def measure_decoding(
     prompt = [(7 * i + 3) % vocabulary for i in range(PROMPT)]
     wall: list[float] = []
     parts: dict[str, list[float]] = {}
-    engine.native.profile(True)
+    engine.profile(True)
     try:
         with engine.new_sequence() as sequence:
             token = engine.step([StepInput(sequence, prompt)])[0]
             for done in range(WARM_UP + tokens):
-                engine.native.take_profile()
+                engine.take_profile()
                 start = time.perf_counter_ns()
                 token = engine.step([StepInput(sequence, [token])])[0]
                 elapsed = time.perf_counter_ns() - start
                 if done < WARM_UP:
                     continue
                 wall.append(elapsed)
-                for name, nanoseconds in engine.native.take_profile().items():
+                for name, nanoseconds in engine.take_profile().items():
                     parts.setdefault(name, []).append(nanoseconds)
                 if progress is not None:
                     progress("measure tokens", len(wall), tokens)
     finally:
-        engine.native.profile(False)
+        engine.profile(False)
     medians = {name: statistics.median(values) for name, values in parts.items()}
     attention = medians.pop(ATTENTION)
-    return TokenProfile(tokens, engine.threads, engine.isa, statistics.median(wall), attention, medians)
+    token_ns, fastest_ns = statistics.median(wall), min(wall)
+    return TokenProfile(tokens, engine.threads, engine.isa, token_ns, fastest_ns, attention, medians)
