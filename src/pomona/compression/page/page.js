@@ -134,6 +134,7 @@ function drawFigures() {
   $("budget-value").textContent = bits.toFixed(2);
   slider.setAttribute("aria-valuetext", `${bits.toFixed(2)} bits per weight, ${formatBytes(here.fileBytes)}, ` +
     `${here.speed.toPrecision(3)} tokens per second, ${LOSS_NAME} ${formatLoss(here.loss)}`);
+  $("summary").textContent = `${formatBytes(here.fileBytes)} · ${here.speed.toPrecision(3)} tokens/s · ${HAS_KL ? "KL" : "loss"} ${formatLoss(here.loss)}`;
   drawPins();
 }
 
@@ -192,7 +193,9 @@ function setTheme(dark) {
 function begin() {
   document.title = `${DATA.model}: where the bits go`;
   $("model").textContent = DATA.model;
-  const calibration = ["source", "tokens"].filter((key) => key in DATA.calibration).map((key) => `${key} ${DATA.calibration[key]}`);
+  const { source, tokens } = DATA.calibration;
+  const calibration = [source, typeof tokens === "number" ? `${tokens.toLocaleString("en")} tokens` : null]
+    .filter((part) => part !== undefined && part !== null);
   $("facts").textContent = [`fingerprint ${DATA.fingerprint}`, `${MODULES.length} modules`, formatBytes(DATA.file_bytes),
     `before compression ${formatBytes(DATA.source_bytes)}`, ...(calibration.length ? [`calibration: ${calibration.join(", ")}`] : [])].join(" · ");
   $("loss-name").textContent = HAS_KL ? "Loss (KL, nats per token)" : "Loss (squared relative errors)";

@@ -113,7 +113,7 @@ function drawCurve() {
     }
   }
   const here = totals(state.picks), model = totals(AS_IS), all = [...curvePins, here, model];
-  const x0 = 56, x1 = 704, y0 = 168, y1 = 12;
+  const x0 = 60, x1 = 1100, y0 = 190, y1 = 12;
   const sizes = all.map((point) => point.fileBytes), losses = all.map((point) => point.loss).filter((loss) => loss > 0);
   const minX = Math.min(...sizes), maxX = Math.max(...sizes, minX + 1);
   const minY = Math.min(...losses, 1e300), maxY = Math.max(...losses, minY * 1.01);
