@@ -150,7 +150,7 @@ def read_report(directory: Path) -> ReportFile:
 
 @dataclass(frozen=True)
 class TimeFit:
-    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none below 0.
+    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none < 0.
 
     Reading costs time by the byte and looking up by the weight. Where all modules have the same bits the two
     cannot be told apart, and time goes by whichever explains the head as well.
