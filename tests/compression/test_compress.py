@@ -318,6 +318,8 @@ def bits_of(directory: Path) -> dict[str, int]:
     with Checkpoint(directory) as checkpoint:
         return {
             name: checkpoint.tensors[f"{name}.weight_tables"].shape[2].bit_length() - 1
+            if f"{name}.weight_tables" in checkpoint.tensors
+            else 8
             for name in config.linear_shapes()
         }
 
@@ -332,7 +334,7 @@ def test_a_fraction_is_a_budget_with_tables_and_scales_counted(
     step = max(map(math.prod, shapes.values())) * (1 + 8 * 8 / 1024)  # one bit less of the largest matrix
     assert bits - step / weights < report.projection_bits_per_weight <= bits
     found = bits_of(tmp_path / "out")
-    assert set(found.values()) <= {2, 3, 4}
+    assert set(found.values()) <= {2, 3, 4, 8}
     assert len(set(found.values())) > 1
     assert np.isfinite(Engine.load(tmp_path / "out", threads=1).logits([1, 2, 3])).all()
 
@@ -425,7 +427,7 @@ def test_progress_names_the_attempts_for_a_budget(tiny_dir: Path, tmp_path: Path
         progress=lambda *call: calls.append(call),
     )
     labels = list(dict.fromkeys(label for label, _, _ in calls))
-    assert labels == ["try 4 bits", "try 3 bits", "try 2 bits", "palettise"]
+    assert labels == ["palettise", "write"]
     for label in labels:
         done, total = [(done, total) for name, done, total in calls if name == label][-1]
         assert done == total > 0

@@ -12,6 +12,10 @@ from pomona.errors import PomonaError
 HEADER_BYTES = 96 * 1024  # of a weights file at most, for a few hundred tensors
 
 
+class OutOfReach(PomonaError):
+    """A budget that no allocation meets; the message says what can be reached."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """One of: bits per weight of all projections, bytes of the whole file, mean KL in nats per token."""
@@ -36,7 +40,7 @@ def choose(
     }
     if budget.max_kl is not None:
         if least_loss(options) > budget.max_kl:
-            raise PomonaError(
+            raise OutOfReach(
                 f"--max-kl {budget.max_kl:g}: the least that can be had is {least_loss(options):.2g}; "
                 "ask for more"
             )
@@ -50,11 +54,11 @@ def choose(
         low = least_bytes(options)
         if low > nbytes:
             if budget.size is not None:
-                raise PomonaError(
+                raise OutOfReach(
                     f"--size {budget.size:,}: the model takes {low + other_bytes + HEADER_BYTES:,} bytes "
                     "at the least; ask for more"
                 )
-            raise PomonaError(
+            raise OutOfReach(
                 f"--bits {budget.bits:g}: the projections take {8 * low / weights:.2f} bits per weight at "
                 "the least, tables and scales counted; ask for more"
             )

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
-from pomona.compression.budget import Budget, choose
+from pomona.compression.budget import Budget, OutOfReach, choose
 from pomona.compression.calibrate import CalibrationText, calibration_text
 from pomona.compression.constraints import read_constraints
 from pomona.compression.moments import InputMoments, stream_moments
@@ -251,7 +251,13 @@ class _Job:
                 "pins": self.pins,
             }
             self.work = WorkFolder(folder, key)
-            yield
+            try:
+                yield
+            except OutOfReach:  # another budget can use what was done
+                raise
+            except PomonaError:  # nothing can; and a full disk gets its room back
+                self.work.remove()
+                raise
 
     def calibrate(self) -> None:
         """The text that says which inputs matter: read from the work folder, or made."""
