@@ -12,7 +12,7 @@ from pomona.errors import PomonaError
 HEADER_BYTES = 96 * 1024  # of a weights file at most, for a few hundred tensors
 
 
-class OutOfReach(PomonaError):
+class BudgetError(PomonaError):
     """A budget that no allocation meets; the message says what can be reached."""
 
 
@@ -40,7 +40,7 @@ def choose(
     }
     if budget.max_kl is not None:
         if least_loss(options) > budget.max_kl:
-            raise OutOfReach(
+            raise BudgetError(
                 f"--max-kl {budget.max_kl:g}: the least that can be had is {least_loss(options):.2g}; "
                 "ask for more"
             )
@@ -54,11 +54,11 @@ def choose(
         low = least_bytes(options)
         if low > nbytes:
             if budget.size is not None:
-                raise OutOfReach(
+                raise BudgetError(
                     f"--size {budget.size:,}: the model takes {low + other_bytes + HEADER_BYTES:,} bytes "
                     "at the least; ask for more"
                 )
-            raise OutOfReach(
+            raise BudgetError(
                 f"--bits {budget.bits:g}: the projections take {8 * low / weights:.2f} bits per weight at "
                 "the least, tables and scales counted; ask for more"
             )

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 
 from numpy.typing import NDArray
 
-from pomona.compression.budget import Budget, OutOfReach, choose
+from pomona.compression.budget import Budget, BudgetError, choose
 from pomona.compression.calibrate import CalibrationText, calibration_text
 from pomona.compression.constraints import read_constraints
 from pomona.compression.moments import InputMoments, stream_moments
@@ -253,7 +253,7 @@ class _Job:
             self.work = WorkFolder(folder, key)
             try:
                 yield
-            except OutOfReach:  # another budget can use what was done
+            except BudgetError:  # another budget can use what was done
                 raise
             except PomonaError:  # nothing can; and a full disk gets its room back
                 self.work.remove()
