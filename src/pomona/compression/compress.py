@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pomona import _native
 from pomona.compression.allocate import Choice, allocate
-from pomona.compression.calibrate import calibrate, uniform
+from pomona.compression.calibrate import calibration_text
+from pomona.compression.moments import InputMoments, collect_moments
+from pomona.compression.palettize import palettize
 from pomona.compression.report import REPORT_FILE, CompressionReport, TensorReport
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -118,14 +119,12 @@ def compress(
     need = sum(spec.nbytes for plan in plans for spec in plan.specs)
     threads = threads or len(os.sched_getaffinity(0))
     with ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer:
-        importance = _importance(source, config, calibration, threads, progress)
+        moments = _moments(source, calibration, threads, progress)
         with Checkpoint(source) as checkpoint:
             if bits not in PALETTE_BITS:
-                chosen = _allocate(checkpoint, config, table_columns, importance, bits, threads, progress)
+                chosen = _allocate(checkpoint, config, table_columns, moments, bits, threads, progress)
                 plans = _plan(config, table_columns, chosen)
-            errors = _write_weights(
-                checkpoint, plans, importance, writer.path / WEIGHTS_FILE, threads, progress
-            )
+            errors = _write_weights(checkpoint, plans, moments, writer.path / WEIGHTS_FILE, threads, progress)
             source_bytes = sum(info.end - info.start for info in checkpoint.tensors.values())
         packed = {plan.module: plan.bits for plan in plans if plan.format != "copy"}
         with Checkpoint(writer.path) as written:
@@ -159,7 +158,7 @@ def _allocate(
     checkpoint: Checkpoint,
     config: ModelConfig,
     table_columns: int,
-    importance: Mapping[str, NDArray[np.float32]],
+    moments: Mapping[str, InputMoments],
     bits: float,
     threads: int,
     progress: Progress | None,
@@ -173,7 +172,7 @@ def _allocate(
             if progress is not None:
                 progress(f"try {width} bits", done, len(plans))
             if plan.format == "palette":
-                _, error = _pack(checkpoint, plan, importance, threads)
+                _, error = _pack(checkpoint, plan, moments, threads)
                 size = sum(spec.nbytes for spec in plan.specs)
                 choices.setdefault(plan.module, []).append(Choice(width, size, error**2))
         if progress is not None:
@@ -187,19 +186,21 @@ def _table_columns(columns: int, wanted: int) -> int:
     return max(c for c in range(BLOCK, min(columns, max(wanted, BLOCK)) + 1, BLOCK) if columns % c == 0)
 
 
-def _importance(
-    source: Path, config: ModelConfig, calibration: str | Path, threads: int, progress: Progress | None
-) -> Mapping[str, NDArray[np.float32]]:
+def _moments(
+    source: Path, calibration: str | Path, threads: int, progress: Progress | None
+) -> Mapping[str, InputMoments]:
+    """Of every linear layer and the head; empty without calibration."""
     if calibration == "none":
-        return uniform(config)
+        return {}
     engine = Engine.load(source, threads=threads)
-    return calibrate(engine, Tokenizer.from_directory(source), calibration, progress=progress)
+    text = calibration_text(engine, Tokenizer.from_directory(source), calibration, progress=progress)
+    return collect_moments(engine, text.windows, full=True, progress=progress)
 
 
 def _write_weights(
     checkpoint: Checkpoint,
     plans: list[_Plan],
-    importance: Mapping[str, NDArray[np.float32]],
+    moments: Mapping[str, InputMoments],
     path: Path,
     threads: int,
     progress: Progress | None,
@@ -217,7 +218,7 @@ def _write_weights(
         for spec in specs:
             if spec.name not in ready:
                 plan = owner[spec.name]
-                parts, errors[plan.name] = _pack(checkpoint, plan, importance, threads)
+                parts, errors[plan.name] = _pack(checkpoint, plan, moments, threads)
                 ready.update(parts)
                 done += math.prod(plan.shape)
                 if progress is not None:
@@ -227,7 +228,7 @@ def _write_weights(
 
 
 def _pack(
-    checkpoint: Checkpoint, plan: _Plan, importance: Mapping[str, NDArray[np.float32]], threads: int
+    checkpoint: Checkpoint, plan: _Plan, moments: Mapping[str, InputMoments], threads: int
 ) -> tuple[dict[str, NDArray[Any]], float]:
     """The packed parts of a weight and its relative error."""
     stored, where = checkpoint.array(plan.name), checkpoint.directory
@@ -247,17 +248,23 @@ def _pack(
         if float(np.abs(weight).max()) > 127 * 60_000.0:
             raise PomonaError(f"{where}: a row of {plan.name!r} is too large for its float16 scale")
         parts = pack_int8(weight)
-        weigh = importance["lm_head"]
+        weigh = moments["lm_head"].importance() if moments else np.ones(plan.shape[1], np.float32)
         difference = unpack_int8(parts["int8"], parts["row_scales"]) - weight
         error, norm = float(((difference**2) @ weigh).sum()), float(((weight**2) @ weigh).sum())
     else:
+        given = moments.get(plan.module)
         try:
-            parts = _native.palettize(weight, importance[plan.module], plan.bits, plan.table_columns, threads)
-        except ValueError as refusal:
+            result = palettize(
+                weight,
+                given,
+                plan.bits,
+                plan.table_columns,
+                method="compensated" if given else "kmeans",
+                threads=threads,
+            )
+        except PomonaError as refusal:
             raise PomonaError(f"{where}: tensor {plan.name!r}: {refusal}") from refusal
-        error, norm = parts.pop("squared_error"), parts.pop("squared_norm")
-        for name in ("table_scales", "row_scales"):
-            parts[name] = parts[name].view(np.float16)
+        return {f"{plan.name}_{part}": array for part, array in result.parts.items()}, result.relative_error
     return {f"{plan.name}_{part}": array for part, array in parts.items()}, math.sqrt(
         error / norm
     ) if norm > 0 else 0.0
