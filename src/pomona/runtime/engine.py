@@ -303,6 +303,14 @@ class Engine:
                 )
         return np.concatenate(parts)[:-1]
 
+    def run_layers(self, token_ids: Seq[int], first: int, last: int, residual: NDArray[np.float32]) -> None:
+        """Runs a fresh text [T] through the layers [first, last) alone, for calibration.
+
+        residual [T, hidden]: what enters layer `first` (not read when it is 0), then what leaves the last.
+        `last` one above the number of layers: the final norm runs too, and the head's input is observed.
+        """
+        self._call(self.native.run_layers, self._ids(token_ids), first, last, residual)
+
     def _native_step(self, batch: Seq[tuple[StepInput, Seq[int]]]) -> list[int]:
         """One native step: of every input the given part of its tokens."""
         inputs = [_native_input(i, tokens) for i, tokens in batch]
