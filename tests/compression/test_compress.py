@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pomona import _native
 from pomona.compression import compress as module
 from pomona.compression.calibrate import calibration_text
-from pomona.compression.moments import InputMoments, collect_moments
 from pomona.compression.compress import compress
+from pomona.compression.moments import InputMoments, collect_moments
 from pomona.data.builtin_text import evaluation_text
 from pomona.models.config import ModelConfig
 from pomona.models.model_directory import read_json_object
@@ -448,8 +448,8 @@ def test_progress_goes_through_both_steps_to_the_end(tiny_dir: Path, text_file: 
         threads=1,
         progress=lambda *call: calls.append(call),
     )
-    assert list(dict.fromkeys(label for label, _, _ in calls)) == ["calibrate", "palettise"]
-    for label in ("calibrate", "palettise"):
+    assert list(dict.fromkeys(label for label, _, _ in calls)) == ["moments", "palettise", "write"]
+    for label in ("moments", "palettise", "write"):
         done = [number for name, number, _ in calls if name == label]
         assert done == sorted(done)
         assert [total for name, _, total in calls if name == label][-1] == done[-1] > 0
