@@ -255,7 +255,9 @@ class _Job:
             self.work = WorkFolder(folder, key)
             try:
                 yield
-            except BudgetError:  # another budget can use what was done
+            except BudgetError:  # another budget can use what was measured
+                if not self.kl:
+                    self.work.remove()
                 raise
             except (PomonaError, OSError):  # nothing can; and a full disk gets its room back
                 self.work.remove()
