@@ -34,9 +34,7 @@ BASE: dict[str, Any] = {
 }
 CONFIGS = {
     "llama": ModelConfig(model_type="llama", **BASE),
-    "llama3": ModelConfig(
-        model_type="llama", **BASE, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64)
-    ),
+    "llama3": ModelConfig(model_type="llama", **BASE, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 64)),
     "qwen2": replace(ModelConfig(model_type="qwen2", **BASE), tie_word_embeddings=False),
     "qwen3": replace(ModelConfig(model_type="qwen3", **BASE), num_key_value_heads=4),
 }
@@ -146,9 +144,7 @@ def test_the_loss_is_the_definition_of_kl_and_zero_for_equal_states() -> None:
 
 
 @pytest.mark.parametrize("bits", [4, 3, 2])
-def test_gradients_of_tables_and_row_scales_are_those_of_autograd(
-    tmp_path: Path, bits: int
-) -> None:
+def test_gradients_of_tables_and_row_scales_are_those_of_autograd(tmp_path: Path, bits: int) -> None:
     plain = random_model(CONFIGS["qwen3"], tmp_path / "plain", seed=2, perturb_norms=True)
     compress(plain, tmp_path / "packed", bits=bits, calibration="none", table_columns=64)
     network, teacher = Network.load(tmp_path / "packed"), Network.load(plain)

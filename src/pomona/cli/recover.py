@@ -27,7 +27,7 @@ from pomona.cli.common import (
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
-    from pomona.compression.training.trainer import Point
+    from pomona.compression.training.options import Point
 
 app = new_app()
 

@@ -1,4 +1,4 @@
-"""Accuracy recovery: an adapter that makes a palettised model answer like its 16-bit original (AFM report 6.5).
+"""Accuracy recovery: an adapter with which a palettised model answers like its original (AFM report 6.5).
 
     pomona recover smollm2-135m-3.5bit --teacher smollm2-135m --rank 16
 
@@ -79,8 +79,8 @@ def recover(
     teacher: Path | str,
     *,
     work: Path | str,
-    text: TextOptions = TextOptions(),
-    train: TrainOptions = TrainOptions(),
+    text: TextOptions | None = None,
+    train: TrainOptions | None = None,
     target: Path | str | None = None,
     resume: bool = False,
     restart: bool = False,
@@ -106,6 +106,7 @@ def recover(
     from pomona.compression.training.trainer import CHECKPOINT
 
     base, teacher, work = Path(base), Path(teacher), Path(work)
+    train = train or TrainOptions()
     _check_pair(base, teacher)
     if train.tables != (target is not None):
         raise PomonaError("recover: trained tables need a target for the new model, and only they do")
@@ -113,14 +114,14 @@ def recover(
     if target.exists() and not overwrite:
         raise PomonaError(f"{target}: is there already; ask to overwrite it, or move it away")
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    plan = TextPlan(teacher, text)
+    plan = TextPlan(teacher, text or TextOptions())
     mark = describe(base).fingerprint
     folder = work / f"run-{mark[:12]}-{plan.key}-r{train.rank}{'t' if train.tables else ''}"
     with _locked(folder):
         unfinished = (folder / CHECKPOINT).exists()
         if unfinished and not resume and not restart:
             raise PomonaError(
-                f"{folder}: holds an unfinished run of this base; --resume goes on with it, --restart forgets it"
+                f"{folder}: holds an unfinished run of this base; give --resume to go on, or --restart"
             )
         if resume and not unfinished:
             raise PomonaError(f"{folder}: holds no run to resume; start one without --resume")
@@ -169,8 +170,8 @@ def _check_pair(base: Path, teacher: Path) -> None:
             )
         if not packed and quantization is not None:
             raise PomonaError(f"{directory}: is compressed; the teacher must be the 16-bit model")
-    tokens = {"bos_token_id": None, "eos_token_ids": (), "pad_token_id": None}
-    if replace(configs[0], **tokens) != replace(configs[1], **tokens):
+    shapes = [replace(c, bos_token_id=None, eos_token_ids=(), pad_token_id=None) for c in configs]
+    if shapes[0] != shapes[1]:
         raise PomonaError(
             f"{base}: has another shape than {teacher}; give the model that it was compressed from"
         )

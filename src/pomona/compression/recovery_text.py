@@ -92,10 +92,10 @@ class RecoveryText:
 
 
 class TextPlan:
-    """What the text will be made of. Reads the files at once, so that what is wrong with them is said early."""
+    """What the text will be made of. Reads the files at once: what is wrong with them is said early."""
 
     def __init__(self, model: Path | str, options: TextOptions) -> None:
-        """Raises PomonaError: a file that is empty, too short or no UTF-8; a window longer than the context."""
+        """Raises PomonaError: a file that is empty, too short or no UTF-8; fewer tokens than a window."""
         self.model, self.options = Path(model), options
         self.tokenizer = Tokenizer.from_directory(self.model)
         files = [_read_file(path, self.tokenizer, options) for path in options.files]
@@ -184,7 +184,7 @@ class _Store:
         self._file.close()
 
 
-# --- what the model writes ------------------------------------------------------------------------------------
+# --- what the model writes
 
 
 def _written(tokenizer: Tokenizer, options: TextOptions) -> dict[str, int]:
@@ -225,9 +225,11 @@ class _Writer:
         invented = _opened_user_turn(tokenizer)
         self._invented = [] if invented is None else tokenizer.encode(invented)
         template = tokenizer.chat_template
+        prompts = [] if template is None else calibration_prompts()
         self._answers = [
             tokenizer.encode(template.render(prompt.messages, add_generation_prompt=True))
-            for prompt in (calibration_prompts() if template is not None else [])
+            for prompt in prompts
+            if template is not None
         ]
 
     def write(self, kind: str, numbers: range, *, held_out: bool) -> Ids:
@@ -263,7 +265,7 @@ class _Writer:
         return [int(np.random.default_rng(seed).integers(self._engine.config.vocab_size))]
 
 
-# --- the user's files -----------------------------------------------------------------------------------------
+# --- the user's files
 
 
 def _read_file(path: Path, tokenizer: Tokenizer, options: TextOptions) -> tuple[Source, Ids]:
@@ -283,7 +285,7 @@ def _read_file(path: Path, tokenizer: Tokenizer, options: TextOptions) -> tuple[
     count = len(ids) // options.window
     if count < 2:
         raise PomonaError(
-            f"{path}: {len(ids)} tokens; recovery needs two windows of {options.window} of a file at the least"
+            f"{path}: {len(ids)} tokens; a file needs two windows of {options.window} at the least"
         )
     held_out = min(options.held_out, max(count // 10, 1))
     windows = np.array(ids[: count * options.window], np.int32).reshape(count, options.window)

@@ -1,6 +1,7 @@
 """Distillation: the full-vocabulary forward KL from the teacher to the student, and its gradient.
 
-    KL = sum over the vocabulary of  p_teacher (log p_teacher - log p_student),   d KL / d logits = p_student - p_teacher
+    KL = sum over the vocabulary of  p_teacher (log p_teacher - log p_student)
+    d KL / d logits = p_student - p_teacher
 
 Logits of a few hundred tokens exist at a time: the products go in blocks, the sums over the vocabulary in
 smaller ones that stay in the processor's cache, and the gradient takes the place of the logits.
@@ -45,7 +46,6 @@ class Agreement:
         return self.same_top / max(self.tokens, 1)
 
 
-@torch.no_grad()
 def kl_gradient(student_TD: Tensor, teacher_TD: Tensor, head: Head) -> tuple[float, Tensor]:
     """(sum of the KL over all tokens, its gradient [T, D] with respect to the student's states)."""
     total, grads = 0.0, torch.empty_like(student_TD)
@@ -66,7 +66,6 @@ def kl_gradient(student_TD: Tensor, teacher_TD: Tensor, head: Head) -> tuple[flo
     return total, grads
 
 
-@torch.no_grad()
 def agreement(student_TD: Tensor, teacher_TD: Tensor, head: Head) -> Agreement:
     """KL and same-top-token rate, in float32 from the same bfloat16 products."""
     found = Agreement(tokens=len(student_TD))

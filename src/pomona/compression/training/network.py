@@ -3,14 +3,14 @@
 The same mathematics as transformers' model with PEFT's LoRA (a test compares them), arranged for speed:
 
 - A projection's weight W + (alpha / rank) B A is formed once per optimizer step and rounded to bfloat16, so
-  that a pass is one product per group of projections that read the same input. The base gets no gradient; that of A
-  and B takes four thin products.
+  that a pass is one product per group of projections that read the same input. The base gets no gradient;
+  that of A and B takes four thin products.
 - The scale of the norm before a group is folded into its weight; what is kept for the backward pass is the
   normalised input, once, in bfloat16.
 - The residual stream and all sums over tokens stay in float32.
 
-Shape letters: T tokens of all windows, B windows, S tokens of one, D hidden, F intermediate, H heads, N outputs, K inputs,
-R rank, V vocabulary.
+Shape letters: T tokens of all windows, B windows, S tokens of one, D hidden, F intermediate, H heads, N
+outputs, K inputs, R rank, V vocabulary.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Projections:
     def adapt(
         self, adapters: Mapping[str, LowRank], tables: Mapping[str, TrainedTables] | None = None
     ) -> None:
-        """Gives every projection an adapter, and those of `tables` trained tables in place of their weights."""
+        """Gives every projection an adapter, and those in `tables` trained tables."""
         self.adapters = {name: adapters[name] for name in self.names}
         self.tables = {name: tables[name] for name in self.names if name in tables} if tables else {}
         self.weight_NK = self.base_NK.clone()
@@ -101,13 +101,15 @@ class Projections:
     def product(self, x_TK: Tensor) -> Tensor:
         return linear(x_TK, self.weight_NK, self.bias_N)
 
-    def backward(self, x_TK: Tensor, grad_TN: Tensor, *, want_input: bool = True) -> Tensor | None:
-        """Adds to the gradients of the parameters; gives that of the input."""
+    def input_gradient(self, grad_TN: Tensor) -> Tensor:
+        return torch.mm(grad_TN, self.weight_NK)
+
+    def add_gradients(self, x_TK: Tensor, grad_TN: Tensor) -> None:
+        """Adds to the gradients of the parameters."""
         if self.tables:
             self._add_full_gradients(x_TK, grad_TN)
         elif self.adapters:
             self._add_thin_gradients(x_TK, grad_TN)
-        return torch.mm(grad_TN, self.weight_NK) if want_input else None
 
     def _add_thin_gradients(self, x_TK: Tensor, grad_TN: Tensor) -> None:
         """Of A and B, without the gradient of the weight."""
@@ -206,20 +208,24 @@ class Layer:
     ) -> None:
         """Turns the gradient of the block's output into that of its input, in place."""
         gate, up = saved.gate_up_TF.chunk(2, 1)
-        grad_m = self.down.backward(saved.m_TF, grad_TD.to(BF16))
+        grad = grad_TD.to(BF16)
+        self.down.add_gradients(saved.m_TF, grad)
+        grad_m = self.down.input_gradient(grad)
         grad_gate_up = torch.empty_like(saved.gate_up_TF)
         grad_gate, grad_up = grad_gate_up.chunk(2, 1)
         torch.mul(grad_m, silu(gate), out=grad_up)
         grad_gate.copy_(torch.ops.aten.silu_backward(grad_m.mul_(up), gate))
-        grad_x = self.gate_up.backward(saved.x2_TD, grad_gate_up)
-        _add_norm_gradient(grad_TD, grad_x, saved.x2_TD, saved.scale2_T1)
+        self.gate_up.add_gradients(saved.x2_TD, grad_gate_up)
+        _add_norm_gradient(grad_TD, self.gate_up.input_gradient(grad_gate_up), saved.x2_TD, saved.scale2_T1)
 
-        grad_a = self.o.backward(saved.a_TN, grad_TD.to(BF16))
+        grad = grad_TD.to(BF16)
+        self.o.add_gradients(saved.a_TN, grad)
+        grad_a = self.o.input_gradient(grad)
         grads = attend_backward(grad_a.view(*shape, -1, self.config.head_dim), saved.attended)
         grad_qkv = self._heads_backward(grads, saved.norms, shape, turn)
-        grad_x = self.qkv.backward(saved.x1_TD, grad_qkv, want_input=not first)
-        if grad_x is not None:
-            _add_norm_gradient(grad_TD, grad_x, saved.x1_TD, saved.scale1_T1)
+        self.qkv.add_gradients(saved.x1_TD, grad_qkv)
+        if not first:
+            _add_norm_gradient(grad_TD, self.qkv.input_gradient(grad_qkv), saved.x1_TD, saved.scale1_T1)
 
     def _heads(
         self, qkv_TN: Tensor, shape: tuple[int, int], turn: Turn

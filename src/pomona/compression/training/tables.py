@@ -27,7 +27,7 @@ from pomona.models.safetensors_file import Checkpoint
 
 @dataclass(frozen=True)
 class Palette:
-    """The stored parts of a palettised matrix: index uint8 [G, T, 16 C]; tables (entry * scale) [G, T, 2^b]."""
+    """A palettised matrix: index uint8 [G, T, 16 C], tables (entry * scale) [G, T, 2^b], row scales [N]."""
 
     index_GTE: Tensor
     tables_GTE: Tensor

@@ -96,7 +96,10 @@ class Trainer:
         for name, (_, columns) in shapes.items():  # as PEFT: A uniform within 1 / sqrt(K), B zero
             bound = 1 / math.sqrt(columns)
             adapter.value(f"{name}.a").uniform_(-bound, bound, generator=generator)
-        adapters = {name: LowRank(*adapter.views(f"{name}.a", f"{name}.b"), options.scale) for name in shapes}
+        adapters = {}
+        for name in shapes:
+            a_RK, b_NR, a_grad, b_grad = adapter.views(f"{name}.a", f"{name}.b")
+            adapters[name] = LowRank(a_RK, b_NR, a_grad, b_grad, options.scale)
         self.tables = self._tables(palettes or {})
         for group in student.projections():
             group.adapt(adapters, self.tables)
