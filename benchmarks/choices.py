@@ -1,7 +1,8 @@
 """Multiple-choice questions for base comparisons: PIQA and ARC-challenge, the first rows of each.
 
-As in the LM evaluation harness: the question is put as "Question: ...\\nAnswer:", every answer is scored as its
-continuation, and the one with the highest log-likelihood per character wins. Everyone gets the same tokens.
+As in the LM evaluation harness: the question is put as "Question: ...\\nAnswer:", every answer is scored as
+its continuation, and the one with the highest log-likelihood per character wins. Everyone gets the same
+tokens.
 """
 
 from __future__ import annotations
@@ -43,16 +44,15 @@ def read_questions(task: str, data: Path, count: int) -> list[Question]:
         questions = reader(data / task, count)
     except OSError as error:
         raise BenchmarkError(
-            f"{error.filename}: cannot be read; set POMONA_DATA to the folder of the data sets, or give --no-tasks"
+            f"{error.filename}: cannot be read; set POMONA_DATA to the folder of the data sets, or give "
+            "--no-tasks"
         ) from error
     except (KeyError, ValueError) as error:
         raise BenchmarkError(
             f"{data / task}: not the data set that it should be ({error}); get it again"
         ) from error
     if len(questions) < count:
-        raise BenchmarkError(
-            f"{data / task}: holds {len(questions)} questions, {count} are wanted; ask for fewer"
-        )
+        raise BenchmarkError(f"{data / task}: holds {len(questions)} questions of {count}; get all of it")
     return questions
 
 

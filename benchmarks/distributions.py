@@ -23,8 +23,8 @@ BLOCK_ROWS = 16  # rows at a time: a few MB of temporaries, which stay in the ca
 
 @dataclass(frozen=True)
 class Sums:
-    """Over the scored tokens of some text, in nats: `nll` of -log q(token), `kl` of KL(reference || q); `same`
-    counts the tokens where both think the same token likeliest."""
+    """Over the scored tokens of some text, in nats: `nll` of -log q(token), `kl` of KL(reference || q).
+    `same` counts the tokens where both think the same token likeliest."""
 
     tokens: int = 0
     nll: float = 0.0
@@ -63,7 +63,7 @@ def total(parts: Iterable[Sums]) -> Sums:
 
 
 def log_softmax(logits_TV: NDArray[np.float32], out_TV: NDArray[np.float32]) -> None:
-    """Log-probabilities of every row, into `out_TV` (which may be a file mapping, or the logits themselves)."""
+    """Log-probabilities of every row, into `out_TV`, which may be a file mapping."""
     for start in range(0, len(logits_TV), BLOCK_ROWS):
         rows = slice(start, start + BLOCK_ROWS)
         out_TV[rows] = _log_softmax(logits_TV[rows])
@@ -72,7 +72,7 @@ def log_softmax(logits_TV: NDArray[np.float32], out_TV: NDArray[np.float32]) -> 
 def compare(
     logits_TV: NDArray[np.float32], reference_TV: NDArray[np.float32], targets_T: Sequence[int]
 ) -> Sums:
-    """Sums of one window. reference_TV: log-probabilities; targets_T: the token that follows each position."""
+    """Sums of one window. reference_TV: log-probabilities; targets_T: the token that follows each."""
     if logits_TV.shape != reference_TV.shape or len(targets_T) != len(logits_TV):
         raise ValueError(
             f"logits {logits_TV.shape}, reference {reference_TV.shape}, {len(targets_T)} targets"

@@ -95,9 +95,7 @@ def write_checkpoint(directory: Path, path: Path, progress: Progress | None = No
             if len(shape) == 1:
                 return weight
             if not float(np.abs(weight).max()) <= np.finfo(np.float16).max:
-                raise BenchmarkError(
-                    f"{directory}: {name} holds a value that float16 cannot; no file for llama.cpp"
-                )
+                raise BenchmarkError(f"{directory}: {name} is too large for float16; no file for llama.cpp")
             return weight.astype(np.float16)
 
         unfinished = path.with_name(f"{path.name}.part")
@@ -119,6 +117,6 @@ def gguf_names(config: ModelConfig) -> dict[str, str]:
 
 
 def _interleaved_rows(rows: int, head_dim: int) -> NDArray[np.intp]:
-    """For every row in GGUF's order, ours: within a head, rows 2j and 2j + 1 come from j and j + head_dim/2."""
+    """For every row in GGUF's order, ours: within a head, 2j and 2j + 1 come from j and j + head_dim/2."""
     half_split = np.arange(rows).reshape(-1, 2, head_dim // 2)
     return np.ascontiguousarray(half_split.swapaxes(1, 2)).reshape(-1)

@@ -369,8 +369,11 @@ def quantise_file(
     pure: bool,
     importance: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """One file by llama.cpp's quantiser; it takes its name when it is whole. `importance`: GGUF tensor name ->
-    one positive number per column, llama.cpp's importance matrix. BenchmarkError if llama.cpp refuses."""
+    """One file by llama.cpp's quantiser; it takes its name when it is whole.
+
+    importance: llama.cpp's importance matrix, GGUF tensor name -> one positive number per column.
+    BenchmarkError if llama.cpp refuses.
+    """
     params = api.llama_model_quantize_default_params()
     params.ftype, params.pure = getattr(api, file_type), pure
     params.allow_requantize = True

@@ -12,12 +12,7 @@ WIDTH, HEIGHT = 960, 620
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 62, 64
 FONT = 12
 LETTER = 0.56 * FONT  # of a sans-serif font, on average
-COLOURS = (
-    "#0b6e4f",
-    "#c8553d",
-    "#3d5a98",
-    "#8a5a00",
-)  # told apart by the colour-blind too; shapes differ as well
+COLOURS = ("#0b6e4f", "#c8553d", "#3d5a98", "#8a5a00")
 SHAPES = ("circle", "square", "diamond", "triangle")
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -40,7 +35,7 @@ class Series:
 
 
 def svg(title: str, x_title: str, y_title: str, series: Sequence[Series], subtitle: str = "") -> str:
-    """The plot. ValueError without points, or for a value that has no place on the axes (y must be positive)."""
+    """The plot. ValueError without points, or for one that has no place on the axes (y must be positive)."""
     points = [point for one in series for point in one.points]
     if not points:
         raise ValueError("no points to plot")

@@ -156,7 +156,7 @@ def read_protocol(reference: Path, options: argparse.Namespace) -> Protocol:
     count = len(cut) if options.full else options.windows or (QUICK_WINDOWS if options.quick else WINDOWS)
     if count > len(cut):
         raise BenchmarkError(
-            f"--windows {count}: the text has {len(cut)} windows of {options.context}; ask for fewer"
+            f"--windows {count}: the text has {len(cut)} of {options.context} tokens; ask for fewer"
         )
     questions = 0 if options.no_tasks else QUICK_QUESTIONS if options.quick else QUESTIONS
 
@@ -407,9 +407,8 @@ def _check_room(folder: Path, need: int) -> None:
 
 def _progress(label: str, done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(
-            f"\r\033[K{label}: {done}/{total}", end="\n" if done == total else "", file=sys.stderr, flush=True
-        )
+        end = "\n" if done == total else ""
+        print(f"\r\033[K{label}: {done}/{total}", end=end, file=sys.stderr, flush=True)
     elif done == total:
         print(f"{label}: done", file=sys.stderr, flush=True)
 
@@ -422,9 +421,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help=f"{QUICK_WINDOWS} windows, {QUICK_QUESTIONS} questions, 4 peers")
-    add(
-        "--full", action="store_true", help="the whole text (hours for all contenders; it can be interrupted)"
-    )
+    add("--full", action="store_true", help="the whole text: hours for all, and it can be interrupted")
     add(
         "--model",
         action="append",
@@ -434,7 +431,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--reference",
         default=REFERENCE,
-        help="the 16-bit model that all were made from (default: %(default)s)",
+        help="the 16-bit model of all (default: %(default)s)",
     )
     add(
         "--peer-type",
@@ -461,7 +458,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--data",
         default=os.environ.get("POMONA_DATA"),
-        help="folder of the data sets (default: $POMONA_DATA)",
+        help="the data sets (default: $POMONA_DATA)",
     )
     add("--peer", default=str(ROOT / ".peer/bin/python"), help="llama.cpp's Python (default: that of .peer)")
     return parser

@@ -88,8 +88,8 @@ class OurModel:
 
 
 def importance(directory: Path, threads: int) -> Mapping[str, Sequence[float]]:
-    """Second moments of every projection's inputs, as our compression takes them from the model's own answers,
-    by GGUF tensor name: what llama.cpp's importance matrix wants."""
+    """Second moments of every projection's inputs, by GGUF tensor name: what llama.cpp's importance matrix
+    wants. They come from the model's own answers, as in our compression."""
     from benchmarks.gguf_writer import gguf_names
     from pomona.compression.calibrate import calibrate
     from pomona.models.tokenizer import Tokenizer

@@ -281,7 +281,7 @@ class _Server:
         return {"values": values}
 
     def _logits(self, tokens: list[int], first: int) -> Any:
-        """[tokens - first, V] float32, after each token from position `first` on; valid until the next call."""
+        """[tokens - first, V] float32, after each token from `first` on; valid until the next call."""
         import numpy as np
 
         if len(tokens) > self.room:
@@ -305,9 +305,7 @@ class _Server:
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments != ["serve"]:
-        print(
-            "benchmarks.quality_peer: error: usage: python -m benchmarks.quality_peer serve", file=sys.stderr
-        )
+        print("usage: python -m benchmarks.quality_peer serve", file=sys.stderr)
         return 2
     answer_requests(lambda: _Server(quiet_api()))
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
 from benchmarks.choices import TASKS, TITLES
@@ -14,7 +15,7 @@ from benchmarks.plot import Point, Series, svg
 
 Kind = Literal["reference", "ours", "llama.cpp", "llama.cpp 16"]
 
-# Issue's goals: bits per projection weight, at most so many in the whole file, and the loss of perplexity in
+# Goals: bits per projection weight, at most so many in the whole file, and the loss of perplexity in
 # percent before and after the recovery adapter.
 BUDGETS = ((4.0, 4.95, 12.0, 6.0), (3.5, 4.55, 30.0, 12.0))
 CLOSED = 60.0  # percent of the KL that the recovery adapter takes away
@@ -22,9 +23,9 @@ AGREEMENT = 1.0  # thousandths of a nat between the two 16-bit engines
 SLACK = 0.005  # of a budget: what rounding to two digits hides
 
 DEQUANTISED = (
-    "16 bit is the built-in checkpoint, which was published as Q4_1 (a scale and a minimum per 32 weights of a "
-    "row) and de-quantised. Its weights lie on that grid: a 4-bit format of the same kind (Q4_1 again) would be "
-    "lossless by construction, which no format in this table enjoys, and what is measured at 4 bits is the loss "
+    "16 bit is the built-in checkpoint, which was published as Q4_1 (a scale and a minimum per 32 weights of "
+    "a row) and de-quantised: its weights lie on that grid. A 4-bit format of the same kind would be "
+    "lossless by construction, which no format of this table enjoys; what is measured at 4 bits is the loss "
     "against that checkpoint, not against the original model"
 )
 
@@ -132,7 +133,7 @@ def curve_at(curve: Sequence[Found], size: int) -> float | None:
     largest, None below the smallest."""
     if not curve or size < curve[0].bytes:
         return None
-    for left, right in zip(curve, curve[1:], strict=False):
+    for left, right in pairwise(curve):
         if left.bytes <= size <= right.bytes:
             share = (size - left.bytes) / (right.bytes - left.bytes)
             low, high = math.log(max(left.kl, 1e-12)), math.log(max(right.kl, 1e-12))
@@ -202,15 +203,15 @@ def notes(
     lines = [DEQUANTISED] if _is_built_in(reference) else []
     lines.append(protocol)
     lines.append(
-        "bits/weight counts everything in the file (embedding, norms, tables, scales, header; no file holds a "
-        "tokenizer), `projections` the linear layers with their tables and scales; an adapter's bytes stand in "
-        "the columns of their own and count in the plot"
+        "bits/weight counts everything in the file (embedding, norms, tables, scales, header; none holds a "
+        "tokenizer), `projections` the linear layers with their tables and scales; an adapter's bytes have "
+        "columns of their own and count in the plot"
     )
     peers = [one for one in found if one.kind == "llama.cpp"]
     if peers:
         lines.append(
-            "llama.cpp's files are made by its own quantiser from the same 16-bit weights; `imatrix`: with its "
-            "importance matrix, filled with the second moments that our own compression uses; `pure`: every "
+            "llama.cpp's files are made by its own quantiser from the same 16-bit weights; `imatrix`: with "
+            "its importance matrix, filled with the second moments that our compression uses; `pure`: every "
             "matrix in that type, the embedding too"
         )
     if fallbacks:
