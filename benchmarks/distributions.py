@@ -105,7 +105,7 @@ def log_likelihood(logits_TV: NDArray[np.float32], targets_T: Sequence[int]) -> 
 
 
 def _log_softmax(logits_TV: NDArray[np.float32]) -> NDArray[np.float32]:
-    shifted = logits_TV - logits_TV.max(axis=1, keepdims=True)
+    shifted: NDArray[np.float32] = logits_TV - logits_TV.max(axis=1, keepdims=True)
     shifted -= np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return shifted
 

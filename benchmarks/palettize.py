@@ -78,9 +78,8 @@ class Result:
     def faster(self) -> float:
         """Median over the rounds: coremltools' best time over ours, with weights as `compress` has them."""
         best = [min(values) for values in zip(*(self.seconds[name] for name in self.peers), strict=True)]
-        return statistics.median(
-            theirs / ours for theirs, ours in zip(best, self.seconds[WEIGHTED], strict=True)
-        )
+        pairs = zip(best, self.seconds[WEIGHTED], strict=True)
+        return float(statistics.median(theirs / ours for theirs, ours in pairs))
 
     @property
     def plain_error_ratio(self) -> float:
@@ -115,7 +114,9 @@ class Result:
 
 def run(options: argparse.Namespace) -> Report:
     machine = machine_facts()
-    layers = [(real_layer(options.model, options.layer, options.threads), ROUNDS, SETTINGS)]
+    layers: list[tuple[Layer, int, Sequence[tuple[int, bool]]]] = [
+        (real_layer(options.model, options.layer, options.threads), ROUNDS, SETTINGS)
+    ]
     if not options.quick:
         layers.append((random_layer(LARGE), LARGE_ROUNDS, ((options.threads, False),)))
     results = []
@@ -176,7 +177,7 @@ def moments_of(module: str) -> str:
 
 
 def random_layer(preset: str) -> Layer:
-    """Normal weights of variance 1 / columns in the shapes of a preset; importances as uneven as real ones."""
+    """Normal weights of variance 1 / columns in a preset's shapes; importances as uneven as real ones."""
     from pomona.models.presets import preset as find
 
     config = find(preset)
@@ -213,11 +214,9 @@ def contest(
 ) -> Result:
     """Both sides in turns. settings: processes of coremltools, and whether it has a scale per row."""
     path = folder / "layer.npz"
-    np.savez(
-        path,
-        **{f"w.{name}": weight for name, weight in layer.weights.items()},
-        **{f"h.{name}": values for name, values in layer.importance.items()},
-    )
+    arrays: dict[str, Any] = {f"w.{name}": weight for name, weight in layer.weights.items()}
+    arrays |= {f"h.{name}": values for name, values in layer.importance.items()}
+    np.savez(path, **arrays)
     peer.load(path)
     even = {name: np.ones_like(values) for name, values in layer.importance.items()}
     errors: dict[str, tuple[float, float]] = {}
@@ -323,9 +322,10 @@ def goals(results: Sequence[Result], whole: Mapping[str, Any] | None, *, wanted:
 
 def notes(facts: Mapping[str, Any], threads: int, whole: Mapping[str, Any] | None) -> list[str]:
     lines = [
-        f"{BITS} bits, one table per {GROUP} whole rows, {threads} threads; coremltools {facts['coremltools']} "
-        f"(torch {facts['torch']}): PostTrainingPalettizer, whose tables are float32; ours are int8 with a "
-        "scale, and every row has one. Speed is compared with its fastest setting, error with its best",
+        f"{BITS} bits, one table per {GROUP} whole rows, {threads} threads; coremltools "
+        f"{facts['coremltools']} (torch {facts['torch']}): PostTrainingPalettizer, with tables in float32; "
+        "ours are int8 with a scale, and every row has one. Speed is compared with its fastest setting, "
+        "error with its best",
         "error: of the seven matrices together, sqrt(sum (w - q)^2 / sum w^2); weighted: every square times "
         "the second moment of its input",
     ]

@@ -134,9 +134,10 @@ def _label(text: str, x: float, y: float, colour: str, taken: list[Box]) -> str:
         (x - 8 - width, y + 17),
         *((x + 9, y + 4 + sign * step) for step in (24, 36, 48, 60) for sign in (-1, 1)),
     ]
-    best = min(places, key=lambda place: (_overlap(_text_box(*place, width), taken), places.index(place)))
-    taken.append(_text_box(*best, width))
-    return _text(best[0], best[1], text, colour=colour)
+    boxes = [_text_box(left, baseline, width) for left, baseline in places]
+    best = min(range(len(places)), key=lambda index: (_overlap(boxes[index], taken), index))
+    taken.append(boxes[best])
+    return _text(places[best][0], places[best][1], text, colour=colour)
 
 
 def _text_box(x: float, y: float, width: float) -> Box:

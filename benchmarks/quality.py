@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks import quality_ablation
 from benchmarks.choices import TASKS, Question, accuracy, items, read_questions
 from benchmarks.common import BenchmarkError, Report, emit, machine_facts, usable_cores
 from benchmarks.distributions import ReferenceFile
@@ -142,8 +143,6 @@ def read_protocol(reference: Path, options: argparse.Namespace) -> Protocol:
     from pomona.cli.perplexity import leading_bos
     from pomona.models.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.from_directory(reference)
-    bos = leading_bos(tokenizer)
     data = data_folder(options)
     path = data / TEXT
     try:
@@ -152,6 +151,8 @@ def read_protocol(reference: Path, options: argparse.Namespace) -> Protocol:
         raise BenchmarkError(
             f"{path}: cannot be read; set POMONA_DATA to the folder of the data sets"
         ) from error
+    tokenizer = Tokenizer.from_directory(reference)
+    bos = leading_bos(tokenizer)
     cut = split(tokenizer.encode(text, parse_special=False), options.context, bos)
     count = len(cut) if options.full else options.windows or (QUICK_WINDOWS if options.quick else WINDOWS)
     if count > len(cut):
@@ -216,8 +217,15 @@ def our_contenders(directories: Sequence[Path], threads: int, mark: Mapping[str,
 
 
 def our_contender(
-    directory: Path, adapter: Path | None, threads: int, mark: Mapping[str, Any], name: str | None = None
+    directory: Path,
+    adapter: Path | None,
+    threads: int,
+    mark: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    label: str | None = None,
 ) -> Contender:
+    """name: makes it the reference, so called. label: what else than the directory it is called."""
     import pomona
     from pomona.models.palettized import describe
 
@@ -227,7 +235,7 @@ def our_contender(
         files += [adapter / "adapter_config.json", adapter / ADAPTER_WEIGHTS]
     own = name or directory.name
     return Contender(
-        own if adapter is None else f"{own} + adapter",
+        label or (own if adapter is None else f"{own} + adapter"),
         "reference" if name is not None else "ours",
         lambda: OurModel(directory, adapter, threads),
         {**mark, "files": digest_of(files), "engine": f"pomona {pomona.__version__}"},
@@ -454,6 +462,10 @@ def parser() -> argparse.ArgumentParser:
         default=cache_dir() / "benchmarks" / "quality",
         help="where figures and llama.cpp's files are kept (default: in the cache of models)",
     )
+    add("--ablation", action="store_true", help="what each step of our compression is worth, instead")
+    add("--ablation-folder", type=Path, metavar="DIR", help="where its models lie (default: in --folder)")
+    add("--train", action="store_true", help="with --ablation: train what is missing too (hours)")
+    add("--no-build", action="store_true", help="with --ablation: measure what is there")
     add("--fresh", action="store_true", help="measure again what has been measured")
     add(
         "--data",
@@ -472,8 +484,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser().error("--threads and --windows are at least 1, --context at least 2")
     if options.full and (options.quick or options.windows):
         parser().error("--full takes the whole text; leave --quick and --windows out")
+    if not options.ablation and (options.train or options.no_build or options.ablation_folder):
+        parser().error("--train, --no-build and --ablation-folder belong to --ablation")
     try:
-        emit(run(options), options.json)
+        emit(quality_ablation.run(options) if options.ablation else run(options), options.json)
     except (BenchmarkError, PomonaError) as error:
         print(f"benchmarks.quality: error: {error}", file=sys.stderr)
         return 2

@@ -150,7 +150,7 @@ def below(found: Sequence[Found]) -> list[str]:
         if one.kind != "llama.cpp":
             continue
         line = curve_at(curve, one.bytes)
-        under = line is not None and one.bytes <= curve[-1].bytes and one.kl < line
+        under = line is not None and one.bytes <= curve[-1].bytes and one.kl < (1 - 1e-9) * line
         if under or any(dominates(one, point) for point in curve):
             names.append(one.name)
     return names
