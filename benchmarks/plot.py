@@ -11,7 +11,7 @@ from html import escape
 WIDTH, HEIGHT = 960, 620
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 62, 64
 FONT = 12
-LETTER = 0.56 * FONT  # of a sans-serif font, on average
+LETTER = 0.62 * FONT  # of a sans-serif font, on average
 COLOURS = ("#0b6e4f", "#c8553d", "#3d5a98", "#8a5a00")
 SHAPES = ("circle", "square", "diamond", "triangle")
 
@@ -44,7 +44,7 @@ def svg(title: str, x_title: str, y_title: str, series: Sequence[Series], subtit
     axes = _Axes(points)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-        f'height="{HEIGHT}" font-family="Helvetica, Arial, sans-serif" font-size="{FONT}">',
+        f'height="{HEIGHT}" font-family="Helvetica, Arial, DejaVu Sans, sans-serif" font-size="{FONT}">',
         f"<title>{escape(title)}</title>",
         f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
         _text(LEFT, 26, title, size=17, weight="bold"),

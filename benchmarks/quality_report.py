@@ -232,7 +232,9 @@ def plot(found: Sequence[Found], reference: Found, protocol: str) -> str:
     curve = front(ours)
 
     def points(chosen: Sequence[Found]) -> tuple[Point, ...]:
-        return tuple(Point(one.bytes / 1e6, max(one.kl, 1e-6), one.name) for one in chosen)
+        return tuple(
+            Point(one.bytes / 1e6, max(one.kl, 1e-6), one.name.removeprefix("llama.cpp ")) for one in chosen
+        )
 
     series = [
         Series("pomona, the best at each size", points(curve), joined=True),
