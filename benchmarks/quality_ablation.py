@@ -54,7 +54,7 @@ STEPS = (
     Step(
         "allocated",
         "+ allocation by sensitivity",
-        ("--method", "compensated", "--allocation", "sensitivity"),
+        ("--method", "compensated", "--allocation", "kl"),
     ),
     Step("adapter", "+ recovery adapter", recover=("--rank", "16"), base="allocated", adapter=True),
     Step(
@@ -119,6 +119,11 @@ def build(reference: Path, folder: Path, budgets: Sequence[float], threads: int,
                 raise BenchmarkError(f"{step.title}: pomona failed; its last words stand above")
 
 
+def budget_option(budget: float) -> str:
+    """As `--bits` takes it: a whole number there means the bits of the indices alone, tables on top."""
+    return f"{budget - 0.001:g}" if budget == int(budget) else f"{budget:g}"
+
+
 def command_of(step: Step, reference: Path, folder: Path, budget: float, threads: int) -> list[str]:
     """The command that makes the model (or adapter) of a step."""
     pomona = [sys.executable, "-m", "pomona"]
@@ -126,7 +131,7 @@ def command_of(step: Step, reference: Path, folder: Path, budget: float, threads
     target = str(place(folder, budget, step.name))
     if step.compress:
         return [
-            *(*pomona, "compress", str(reference), "--out", target, "--bits", f"{budget:g}"),
+            *(*pomona, "compress", str(reference), "--out", target, "--bits", budget_option(budget)),
             *(*step.compress, *common),
         ]
     assert step.base is not None

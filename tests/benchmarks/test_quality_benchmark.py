@@ -418,6 +418,9 @@ class TestAblation:
         steps = {step.name: step for step in quality_ablation.STEPS}
         made = quality_ablation.command_of(steps["weighted"], Path("m"), tmp_path, 3.5, 2)
         assert made[3:8] == ["compress", "m", "--out", str(tmp_path / "3.5bit-weighted"), "--bits"]
+        assert made[8] == "3.5"
+        # --bits 4 would mean four bits of indices, with tables on top.
+        assert quality_ablation.budget_option(4.0) == "3.999"
         trained = quality_ablation.command_of(steps["tables"], Path("m"), tmp_path, 3.5, 2)
         assert trained[3:5] == ["recover", str(tmp_path / "3.5bit-allocated")]
         assert trained[trained.index("--out") + 1] == str(tmp_path / "3.5bit-tables")
