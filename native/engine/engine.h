@@ -20,6 +20,7 @@
 #include "engine/kv_cache.h"
 #include "engine/late_mask.h"
 #include "engine/prefix_cache.h"
+#include "engine/profile.h"
 #include "engine/sampler.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
@@ -88,6 +89,10 @@ class Engine {
   // enters layer `first` (not read when it is 0) and then what leaves layer last - 1. With `last` one more
   // than there are layers, the final norm runs too: the head's input is observed, no logits are made.
   void run_layers(std::span<const std::int32_t> tokens, int first, int last, float* residual);
+
+  // From now on steps measure where their time goes; off: no longer. take_profile(): Profile::take().
+  void profile(bool on);
+  std::map<std::string, double> take_profile();
 
   const ModelShape& shape() const { return shape_; }
   const char* isa() const { return kernels_.name; }
@@ -203,6 +208,7 @@ class Engine {
   std::mutex mutex_;
   std::vector<Sequence> sequences_;
 
+  Profile profile_;
   std::vector<Run> runs_;
   std::vector<Row> rows_;
   std::vector<AttentionTask> tasks_;
