@@ -146,6 +146,7 @@ def run(options: argparse.Namespace) -> Report:
 
 def real_layer(model: str, layer: int, threads: int) -> Layer:
     """One layer of a 16-bit model, with importances from its own reading of the built-in text."""
+    from pomona.compression.moments import collect_moments
     from pomona.data.builtin_text import evaluation_text
     from pomona.models.config import ModelConfig
     from pomona.models.safetensors_file import Checkpoint, float32_from_bf16
@@ -158,22 +159,13 @@ def real_layer(model: str, layer: int, threads: int) -> Layer:
     modules = layer_modules(config, layer)
     engine = Engine.load(directory, threads=threads)
     ids = Tokenizer.from_directory(directory).encode(evaluation_text(), parse_special=False)[:2048]
-    engine.native.collect_moments(True)
-    engine.score(ids)
-    moments = engine.native.moments()
+    moments = collect_moments(engine, [ids], full=False, modules=modules.values())
     weights, importance = {}, {}
     with Checkpoint(directory) as checkpoint:
         for short, module in modules.items():
             weights[short] = float32_from_bf16(checkpoint.array(f"{module}.weight"))
-            squares = np.asarray(moments[moments_of(module)][0], np.float64)
-            importance[short] = np.maximum(squares / squares.mean(), 1e-6).astype(np.float32)
+            importance[short] = moments[module].importance()
     return Layer(f"{directory.name}, layer {layer}", weights, importance)
-
-
-def moments_of(module: str) -> str:
-    """The module under whose name the native engine keeps the moments of an input that several share."""
-    head, _, last = module.rpartition(".")
-    return f"{head}.{ {'k_proj': 'q_proj', 'v_proj': 'q_proj', 'up_proj': 'gate_proj'}.get(last, last) }"
 
 
 def random_layer(preset: str) -> Layer:

@@ -91,15 +91,17 @@ def importance(directory: Path, threads: int) -> Mapping[str, Sequence[float]]:
     """Second moments of every projection's inputs, by GGUF tensor name: what llama.cpp's importance matrix
     wants. They come from the model's own answers, as in our compression."""
     from benchmarks.gguf_writer import gguf_names
-    from pomona.compression.calibrate import calibrate
+    from pomona.compression.calibrate import calibration_text
+    from pomona.compression.moments import collect_moments
     from pomona.models.tokenizer import Tokenizer
     from pomona.runtime.engine import Engine
 
     engine = Engine.load(directory, threads=threads)
-    found = calibrate(engine, Tokenizer.from_directory(directory))
+    text = calibration_text(engine, Tokenizer.from_directory(directory))
+    found = collect_moments(engine, text.windows, full=False)
     names = gguf_names(engine.config)
     return {
-        names[f"{module}.weight"]: values.tolist()
+        names[f"{module}.weight"]: values.importance().tolist()
         for module, values in found.items()
         if f"{module}.weight" in names
     }

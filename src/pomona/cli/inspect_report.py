@@ -1,4 +1,5 @@
-"""`pomona inspect MODEL --report`: what every tensor costs and loses, in the terminal, as JSON and as a page."""
+"""`pomona inspect MODEL --report`: what every tensor costs and loses, in the terminal, as JSON and as a
+page."""
 
 from __future__ import annotations
 
@@ -84,7 +85,10 @@ def _print(analysis: Analysis, out: Path | None) -> None:
     print()
     kl = [(name, value) for name, value in _kl(analysis) if value is not None]
     pairs = [
-        ("size", f"{format_bytes(report.file_bytes)}, before compression {format_bytes(report.source_bytes)}"),
+        (
+            "size",
+            f"{format_bytes(report.file_bytes)}, before compression {format_bytes(report.source_bytes)}",
+        ),
         (
             "a token",
             f"{profile.token_ns / 1e6:.2f} ms, {1e9 / profile.token_ns:.1f} tokens/s: median of "

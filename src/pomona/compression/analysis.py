@@ -1,4 +1,5 @@
-"""What a compressed model costs and what its bits lose, tensor by tensor: the data of `pomona inspect --report`.
+"""What a compressed model costs and what its bits lose, tensor by tensor: the data of `pomona inspect
+--report`.
 
     report = read_report(Path("smollm2-135m-3.5bit"))
     analysis = Analysis.of(directory, report, measure_decoding(engine))
@@ -150,7 +151,8 @@ def read_report(directory: Path) -> ReportFile:
 
 @dataclass(frozen=True)
 class TimeFit:
-    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none negative.
+    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none
+    negative.
 
     Reading costs time by the byte and looking up by the weight. Where all modules have the same bits the two
     cannot be told apart, and time goes by whichever explains the head as well.
