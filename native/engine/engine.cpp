@@ -356,15 +356,4 @@ int Engine::free_tokens() {
   return free_pages() * kPageTokens;
 }
 
-std::map<std::string, Moments> Engine::moments() {
-  const std::lock_guard lock(mutex_);
-  return moments_;
-}
-
-void Engine::collect_moments(bool on) {
-  const std::lock_guard lock(mutex_);
-  collecting_ = on;
-  if (on) moments_.clear();
-}
-
 } // namespace pomona
