@@ -70,10 +70,42 @@ def report_json(layers: int = 3, seed: int = 0, bits: int = 3) -> dict[str, Any]
     }
 
 
+def with_fixed_embedding() -> dict[str, Any]:
+    """A report whose embedding is a tensor, int8, and no module with choices."""
+    raw = report_json()
+    embedding = raw["modules"].pop(0)["choices"][0]
+    raw["predicted_kl"] -= embedding["kl"]
+    raw["tensors"] = [
+        {
+            "name": "model.embed_tokens.weight",
+            "shape": [4096, 576],
+            "format": "int8",
+            "bits": 8.03,
+            "bytes": embedding["bytes"],
+            "relative_error": 0.005,
+        },
+        {
+            "name": "model.norm.weight",
+            "shape": [576],
+            "format": "bf16",
+            "bits": 16.0,
+            "bytes": 1152,
+            "relative_error": 0.0,
+        },
+    ]
+    return raw
+
+
+def raw_fixed(report: ReportFile) -> list[str]:
+    return [t.name.removesuffix(".weight") for t in report.tensors if len(t.shape) == 2]
+
+
 def sample_analysis(raw: dict[str, Any] | None = None, model: str = "smol") -> Analysis:
     """Every module takes 1 µs, 0.02 ns a byte more; attention 50 µs and the rest 100 µs."""
     report = ReportFile.model_validate(raw or report_json())
     times = {module.name: 1000 + 0.02 * module.chosen.bytes for module in report.modules}
+    for name in raw_fixed(report):
+        times[name] = 40_000
     token = sum(times.values()) + 150_000
     return Analysis.of(
         model, "f00d", report, TokenProfile(64, 2, "avx512", token, 0.9 * token, 50_000, times)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysis_samples import OTHER_BYTES, packed_bytes, report_json, sample_analysis
+from analysis_samples import OTHER_BYTES, packed_bytes, report_json, sample_analysis, with_fixed_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -127,3 +127,16 @@ def test_without_measured_sensitivity_the_loss_is_the_squared_error() -> None:
     data = sample_analysis(raw).to_json()
     assert data["loss"] == "error"
     assert all(c["loss"] == c["relative_error"] ** 2 for m in data["modules"] for c in m["choices"])
+
+
+def test_a_head_without_a_choice_is_told_with_its_time_and_bytes_but_without_a_loss() -> None:
+    analysis = sample_analysis(with_fixed_embedding())
+    data = analysis.to_json()
+    head, *others = data["modules"]
+    assert (head["name"], head["fixed"], head["bits"], head["kl"]) == ("model.embed_tokens", True, 8, None)
+    assert head["ns"] == 40_000 and len(head["choices"]) == 1 and head["choices"][0]["loss"] == 0
+    assert len(others) == 21 and not any(module["fixed"] for module in others)
+    assert data["loss"] == "kl"
+    assert analysis.other_bytes == OTHER_BYTES
+    assert analysis.fixed_ns == pytest.approx(150_000)
+    assert analysis.totals()[0].kind == "embed_tokens"

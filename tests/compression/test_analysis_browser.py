@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from analysis_samples import OTHER_BYTES, report_json, sample_analysis
+from analysis_samples import OTHER_BYTES, report_json, sample_analysis, with_fixed_embedding
 from test_analysis_page import HOSTILE, least_loss
 
 from pomona.compression.analysis import Analysis
@@ -231,3 +231,25 @@ def test_every_control_has_a_name_that_a_screen_reader_can_say(show: Open) -> No
     )
     assert nameless == 0
     assert page.locator('#map td[tabindex="0"]').count() == 1  # one stop for the tab key
+
+
+def test_what_has_no_choice_is_shown_but_neither_pinned_nor_exported(show: Open) -> None:
+    page = show(sample_analysis(with_fixed_embedding()))
+    cell(page, "model.embed_tokens").click()
+    page.keyboard.press("8")
+    assert "one form" in page.locator("#pins").inner_text()
+    page.get_by_label("every module as shown").check()
+    assert len(downloaded(page)["pins"]) == 21
+    assert "model.embed_tokens" in page.locator("#tensors").inner_text()
+
+
+def test_a_report_of_one_choice_each_says_how_to_get_more(show: Open) -> None:
+    raw = with_fixed_embedding()
+    for module in raw["modules"]:
+        module["choices"] = [c for c in module["choices"] if c["bits"] == module["bits"]]
+        module["choices"][0]["kl"] = None
+    raw["predicted_kl"] = None
+    page = show(sample_analysis(raw))
+    assert page.locator("#budget").is_disabled()
+    assert "--bits 3.5" in page.locator("#how").inner_text()
+    assert "squared relative errors" in page.locator("#loss-name").inner_text()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from analysis_samples import report_json, sample_analysis
 
+from pomona.compression.allocate import Choice, allocate
 from pomona.compression.analysis_page import SCRIPTS, embed_json, page_part, render_page
 
 HOSTILE = "</script><script>alert(1)</script><!-- <b>&amp; \u2028 @DATA@ @SCRIPT@ '\"` 名前"
@@ -171,3 +172,22 @@ def test_losses_that_do_not_fall_with_the_bits_are_no_obstacle(node: str) -> Non
     cases = [{"modules": modules, "budget": int(most * part), "pins": []} for part in (0.55, 0.7, 0.9, 1)]
     for case, answer in zip(cases, solved(node, cases), strict=True):
         assert answer["loss"] == pytest.approx(least_loss(modules, case["budget"], {}), rel=1e-9)
+
+
+def test_page_and_pipeline_agree(node: str) -> None:
+    cases = []
+    for seed in range(4):
+        modules = sample_analysis(report_json(layers=4, seed=seed)).to_json()["modules"]
+        least, most = (sum(f(c["bytes"] for c in m["choices"]) for m in modules) for f in (min, max))
+        cases += [
+            {"modules": modules, "budget": int(least + part * (most - least)), "pins": []}
+            for part in (0.2, 0.5, 0.9)
+        ]
+    for case, answer in zip(cases, solved(node, cases), strict=True):
+        choices = {
+            m["name"]: [Choice(c["bits"], c["bytes"], c["loss"]) for c in m["choices"]]
+            for m in case["modules"]
+        }
+        of_pipeline = sum(choice.loss for choice in allocate(choices, case["budget"]).values())
+        assert answer["loss"] == pytest.approx(of_pipeline, rel=1e-3)
+        assert answer["loss"] <= of_pipeline * (1 + 1e-9)

@@ -59,7 +59,7 @@ def _print(analysis: Analysis, out: Path | None) -> None:
                 str(module.bits),
                 f"{module.chosen.bytes:,}",
                 f"{module.chosen.relative_error:.4f}",
-                _loss(analysis.loss(module.chosen)),
+                "-" if module.fixed and analysis.has_kl else _loss(analysis.loss(module.chosen)),
                 *_time(analysis.nanoseconds(module), profile.token_ns),
             )
             for module in analysis.by_cost()

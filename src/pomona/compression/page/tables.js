@@ -7,7 +7,7 @@ const COLUMNS = [
   { title: "pinned", value: (place) => state.pins.get(MODULES[place].name) ?? 0, text: (value) => (value ? `${value} bits` : "") },
   { title: "bytes", value: (place) => chosen(place).bytes, text: (value) => value.toLocaleString("en") },
   { title: "relative error", value: (place) => chosen(place).relative_error, text: formatError },
-  { title: LOSS_NAME, value: (place) => chosen(place).loss, text: formatLoss },
+  { title: LOSS_NAME, value: (place) => chosen(place).loss, text: (_, place) => lossText(chosen(place)) },
   { title: "time", value: (place) => chosen(place).ns, text: formatTime },
 ];
 const sorting = { column: COLUMNS.length - 1, down: true };
@@ -53,7 +53,7 @@ function drawTensors() {
     const row = rowOf.get(place);
     row.hidden = !MODULES[place].name.toLowerCase().includes(wanted);
     if (!row.hidden) ++count;
-    COLUMNS.forEach((column, index) => index > 0 && (row.children[index].textContent = column.text(column.value(place))));
+    COLUMNS.forEach((column, index) => index > 0 && (row.children[index].textContent = column.text(column.value(place), place)));
     if (chosen(place).bits !== MODULES[place].bits) row.lastChild.prepend("≈ ");
   }
   const focused = document.activeElement;
