@@ -133,7 +133,7 @@ function drawFigures() {
   const here = totals(state.picks), model = totals(AS_IS);
   const now = (text) => (state.asIs ? "the model as it is" : `as it is: ${text}`);
   figure("size", here.fileBytes, formatBytes(here.fileBytes), now(formatBytes(model.fileBytes)));
-  figure("speed", here.speed, `${here.speed.toPrecision(3)} tokens/s`, state.asIs ? "measured" : now(model.speed.toPrecision(3)));
+  figure("speed", here.speed, `${here.speed.toPrecision(3)} tokens/s`, state.asIs ? `measured${DATA.time.disturbed ? " on a busy machine" : ""}` : now(model.speed.toPrecision(3)));
   const measured = DATA.measured_kl === null ? "" : `; measured on held-out text: ${formatLoss(DATA.measured_kl)}`;
   figure("loss", here.loss, formatLoss(here.loss), now(formatLoss(model.loss)) + measured);
   figure("bits", here.projectionBits, here.projectionBits.toFixed(2), now(model.projectionBits.toFixed(2)));
@@ -191,7 +191,7 @@ function explain() {
     : "No sensitivity was measured for this model: the loss shown is the sum of squared relative errors, which treats all modules alike. Compress with --allocation kl for KL.");
   if (DATA.predicted_kl !== null) lines.push(`The compression predicted ${formatLoss(DATA.predicted_kl)}` + (DATA.measured_kl === null ? "." : ` and measured ${formatLoss(DATA.measured_kl)} for the finished model.`));
   if (RANGE.most <= RANGE.least) lines.push("The report has one choice for each module, so that there is nothing to allocate: compress with a fraction such as --bits 3.5, or with --size, to have others measured.");
-  lines.push("The budget covers every module that can have other bits; everything else in the file comes on top and is counted in the size. The allocation is solved on this page, exactly unless it says otherwise. Nothing is loaded from anywhere or sent.");
+  lines.push("Bits of the budget count tables and scales. It covers every module that can have other bits; everything else in the file comes on top and is counted in the size. The allocation is solved on this page, exactly unless it says otherwise. Nothing is loaded from anywhere or sent.");
   $("how").replaceChildren(...lines.map((line) => make("li", line)));
 }
 
