@@ -158,8 +158,13 @@ def test_the_download_is_the_constraint_file_that_compress_takes(show: Open) -> 
         cell(page, name).click()
         page.keyboard.press(key)
     assert downloaded(page) == {"version": 1, "pins": {DOWN: 4, Q2: 2}}
-    assert "--constraints constraints.json" in page.locator("#command").inner_text()
+    size = int(value(page, "size"))
+    command = page.locator("#command").inner_text().split()
+    assert command[-2:] == ["--constraints", "constraints.json"]
+    assert int(command[command.index("--size") + 1]) >= size
     page.get_by_label("every module as shown").check()
+    # Nothing is left for a budget to decide.
+    assert page.locator("#command").inner_text() == "pomona compress SOURCE --constraints constraints.json"
     pins = downloaded(page)["pins"]
     assert len(pins) == len(sample_analysis().report.modules)
     assert (pins[DOWN], pins[Q2]) == (4, 2)

@@ -165,10 +165,12 @@ function download() {
 }
 
 function drawCommand() {
-  const all = exportKind() === "all";
-  const size = all ? totals(state.picks).fileBytes : Math.max(state.budget, byteRange(MODULES, state.pins).least) + DATA.other_bytes;
-  const pins = all || state.pins.size > 0 ? " --constraints constraints.json" : "";
-  $("command").textContent = `pomona compress SOURCE --size ${Math.ceil(size)}${pins}`;
+  // With every module pinned no budget is left to give, and none is measured; a size would have to leave room
+  // for the header that `compress` reckons with.
+  const size = Math.max(state.budget, byteRange(MODULES, state.pins).least) + DATA.other_bytes;
+  const budget = exportKind() === "all" ? "" : ` --size ${Math.ceil(size)}`;
+  const pins = exportKind() === "all" || state.pins.size > 0 ? " --constraints constraints.json" : "";
+  $("command").textContent = `pomona compress SOURCE${budget}${pins}`;
 }
 
 function draw() {
