@@ -113,18 +113,6 @@ def test_a_layer_is_its_seven_matrices() -> None:
         palettize.layer_modules(config, 1000)
 
 
-@pytest.mark.parametrize(
-    ("module", "source"),
-    [
-        ("a.self_attn.v_proj", "a.self_attn.q_proj"),
-        ("a.mlp.up_proj", "a.mlp.gate_proj"),
-        ("a.o_proj", "a.o_proj"),
-    ],
-)
-def test_moments_are_found_under_the_first_that_reads_the_input(module: str, source: str) -> None:
-    assert palettize.moments_of(module) == source
-
-
 def test_settings_have_names() -> None:
     assert setting_name(1, False) == "1 process"
     assert setting_name(2, True) == "2 processes, row scales"

@@ -70,11 +70,13 @@ def test_the_terminal_shows_every_tensor_and_the_totals_by_kind(pomona: Command,
     assert outcome.code == 0, outcome.err
     tensors, kinds, facts = outcome.out.split("\n\n")
     rows = [line.split() for line in tensors.splitlines()[1:]]
-    assert len(rows) == 14
+    assert len(rows) == 15
     times = [float(row[-2]) for row in rows]
     assert times == sorted(times, reverse=True)
     assert "model.layers.1.mlp.down_proj (pinned)" in tensors
-    assert all(row[-6] == "3" for row in rows)
+    bits = {row[0]: row[-6] for row in rows if row[0] != "model.layers.1.mlp.down_proj"}
+    assert bits.pop("model.embed_tokens") == "8"
+    assert set(bits.values()) == {"3"}
     for kind in ("q_proj", "down_proj", "attention", "the rest"):
         assert kind in kinds
     assert "tokens/s" in facts and "predicted KL" in facts and "0.014" in facts and "measured KL" not in facts
@@ -90,7 +92,8 @@ def test_json_and_page_hold_the_same_data(pomona: Command, model: Path, tmp_path
     embedded = re.search(r'type="application/json">(.*?)</script>', page, re.DOTALL)
     assert embedded is not None and json.loads(embedded.group(1)) == data
     assert data["model"] == "small-3bit" and data["time"]["tokens"] >= 32
-    assert len(data["modules"]) == 14
+    assert [m["name"] for m in data["modules"] if m["fixed"]] == ["model.embed_tokens"]
+    assert len(data["modules"]) == 15
     parts = sum(module["ns"] for module in data["modules"])
     assert parts + data["time"]["fixed_ns"] == pytest.approx(data["time"]["token_ns"])
     assert stat.S_IMODE(out.stat().st_mode) & 0o077 == 0o644 & 0o077

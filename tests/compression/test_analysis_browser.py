@@ -14,6 +14,7 @@ from test_analysis_page import HOSTILE, least_loss
 
 from pomona.compression.analysis import Analysis
 from pomona.compression.analysis_page import render_page
+from pomona.compression.constraints import read_constraints
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 DOWN, Q2 = "model.layers.1.mlp.down_proj", "model.layers.2.self_attn.q_proj"
@@ -152,7 +153,7 @@ def test_the_map_is_walked_and_pinned_by_keys_alone(show: Open) -> None:
     assert downloaded(page)["pins"] == {}
 
 
-def test_the_download_is_the_constraint_file_that_compress_takes(show: Open) -> None:
+def test_the_download_is_the_constraint_file_that_compress_takes(show: Open, tmp_path: Path) -> None:
     page = show()
     for name, key in ((DOWN, "4"), (Q2, "2")):
         cell(page, name).click()
@@ -165,8 +166,11 @@ def test_the_download_is_the_constraint_file_that_compress_takes(show: Open) -> 
     page.get_by_label("every module as shown").check()
     # Nothing is left for a budget to decide.
     assert page.locator("#command").inner_text() == "pomona compress SOURCE --constraints constraints.json"
-    pins = downloaded(page)["pins"]
-    assert len(pins) == len(sample_analysis().report.modules)
+    constraints = downloaded(page)
+    pins, names = constraints["pins"], [module.name for module in sample_analysis().report.modules]
+    (tmp_path / "constraints.json").write_text(json.dumps(constraints))
+    assert read_constraints(tmp_path / "constraints.json", names) == pins
+    assert len(pins) == len(names)
     assert (pins[DOWN], pins[Q2]) == (4, 2)
 
 

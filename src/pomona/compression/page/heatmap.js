@@ -114,7 +114,7 @@ const SHORT = {
 };
 function short(value) {
   if (value === 0) return "0";
-  return value >= 99.5 ? value.toFixed(0) : value >= 0.095 ? value.toPrecision(2) : value >= 0.01 ? value.toFixed(2) : "<.01";
+  return value >= 99.5 ? value.toFixed(0) : value >= 0.995 ? value.toPrecision(2) : value >= 0.005 ? value.toFixed(2) : "<.01";
 }
 
 const lossCell = (choice) => (HAS_KL && choice.kl === null ? "–" : SHORT.loss.text(choice.loss));

@@ -76,7 +76,7 @@ function drawKinds() {
     const choice = chosen(place);
     kinds.set(module.kind, {
       modules: sum.modules + 1, weights: sum.weights + WEIGHTS[place], bytes: sum.bytes + choice.bytes,
-      loss: sum.loss + choice.loss, ns: sum.ns + choice.ns,
+      loss: sum.loss + choice.loss, ns: sum.ns + choice.ns, text: lossText(choice),
     });
   });
   const all = totals(state.picks), share = (ns) => (all.ns > 0 ? formatError(ns / all.ns) : "");
@@ -89,7 +89,7 @@ function drawKinds() {
   head.append(line(["kind", "modules", "bits per weight", "bytes", LOSS_NAME, "time per token", "of the token"], "th"));
   for (const [kind, sum] of [...kinds].sort((a, b) => b[1].ns - a[1].ns))
     body.append(line([kind, String(sum.modules), ((8 * sum.bytes) / sum.weights).toFixed(2), sum.bytes.toLocaleString("en"),
-      formatLoss(sum.loss), formatTime(sum.ns), share(sum.ns)]));
+      sum.modules === 1 ? sum.text : formatLoss(sum.loss), formatTime(sum.ns), share(sum.ns)]));
   const rest = DATA.time.fixed_ns - DATA.time.attention_ns;
   body.append(line(["attention", "", "", "", "", formatTime(DATA.time.attention_ns), share(DATA.time.attention_ns)]));
   body.append(line(["the rest: norms, rounding, waiting, sampling", "", "", DATA.other_bytes.toLocaleString("en"), "", formatTime(rest), share(rest)]));
