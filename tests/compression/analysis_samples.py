@@ -108,5 +108,5 @@ def sample_analysis(raw: dict[str, Any] | None = None, model: str = "smol") -> A
         times[name] = 40_000
     token = sum(times.values()) + 150_000
     return Analysis.of(
-        model, "f00d", report, TokenProfile(64, 2, "avx512", token, 0.9 * token, 50_000, times)
+        model, "f00d", report, TokenProfile(64, 64, 2, "avx512", token, 0.9 * token, 50_000, times)
     )

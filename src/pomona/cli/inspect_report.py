@@ -13,6 +13,7 @@ from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
     from pomona.compression.analysis import Analysis
+    from pomona.runtime.profile import TokenProfile
 
 DISTURBED = "other programs used the cores while tokens were measured; measure again on a quiet machine"
 
@@ -66,13 +67,15 @@ def _print(analysis: Analysis, out: Path | None) -> None:
         ],
     )
     print()
+    chosen_from = {module.kind for module in analysis.modules if not module.fixed}
+    without_loss = {total.kind for total in analysis.totals()} - chosen_from if analysis.has_kl else set()
     rows = [
         (
             total.kind,
             str(total.modules),
             f"{total.bits:.2f}",
             f"{total.bytes:,}",
-            _loss(total.loss),
+            "-" if total.kind in without_loss else _loss(total.loss),
             *_time(total.nanoseconds, profile.token_ns),
         )
         for total in analysis.totals()
@@ -91,7 +94,7 @@ def _print(analysis: Analysis, out: Path | None) -> None:
         (
             "a token",
             f"{profile.token_ns / 1e6:.2f} ms, {1e9 / profile.token_ns:.1f} tokens/s: median of "
-            f"{profile.tokens} with {profile.threads} threads, {profile.isa}",
+            f"{_tokens(profile)} with {profile.threads} threads, {profile.isa}",
         ),
         ("the rest", "norms, rounding of activations, waiting for other threads, sampling, the call"),
         *((name, f"{value:.4g} nats per token") for name, value in kl),
@@ -99,6 +102,11 @@ def _print(analysis: Analysis, out: Path | None) -> None:
     if out is not None:
         pairs.append(("page", str(out)))
     print_pairs(pairs)
+
+
+def _tokens(profile: TokenProfile) -> str:
+    few = profile.tokens < profile.decoded
+    return f"the fastest {profile.tokens} of {profile.decoded:,}" if few else str(profile.tokens)
 
 
 def _kl(analysis: Analysis) -> list[tuple[str, float | None]]:

@@ -185,7 +185,7 @@ function draw() {
 
 function explain() {
   const time = DATA.time, fit = DATA.fit, lines = [];
-  lines.push(`Time is measured: medians over ${time.tokens} decoded tokens with ${time.threads} threads (${time.isa}); of a module, the mean over the threads. A token took ${formatTime(time.token_ns)}: ${formatTime(time.modules_ns)} in the modules, ${formatTime(time.attention_ns)} in attention, and ${formatTime(time.remainder_ns)} for the rest (norms, rounding of activations, waiting for other threads, sampling, the call from Python).`);
+  lines.push(`Time is measured: medians over ${time.tokens < time.decoded ? `the fastest ${time.tokens} of ${time.decoded.toLocaleString("en")}` : time.tokens} decoded tokens with ${time.threads} threads (${time.isa}); of a module, the mean over the threads. A token took ${formatTime(time.token_ns)}: ${formatTime(time.modules_ns)} in the modules, ${formatTime(time.attention_ns)} in attention, and ${formatTime(time.remainder_ns)} for the rest (norms, rounding of activations, waiting for other threads, sampling, the call from Python).`);
   if (time.disturbed) lines.push(`The fastest token took ${formatTime(time.fastest_ns)}: other programs used the cores while this was measured. Measure again on a quiet machine before trusting the speed.`);
   lines.push(`Speed at other bits is predicted: the measured time of each module is scaled by a fit through all measured modules, ${formatTime(fit.fixed_ns)} + ${(1e3 * fit.ns_per_byte).toPrecision(3)} ns per kB + ${(1e3 * fit.ns_per_weight).toPrecision(3)} ns per thousand weights (median deviation ${formatError(fit.median_deviation)}). It rests on the widths that this model has: ${fit.widths.join(", ")} bits. Attention and the rest stay as they are.`);
   lines.push(HAS_KL
