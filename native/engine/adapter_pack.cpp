@@ -1,8 +1,10 @@
 #include "engine/adapter_pack.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
+#include <cstring>
 
 namespace pomona {
 namespace {
@@ -44,14 +46,27 @@ float round_piece(const float* values, std::size_t count, std::int8_t* to) {
   return step;
 }
 
+// 16 rows of halves, `stride` apart, as pairs of columns: 16 rows of the first pair, then of the next.
+// Rounding and turning are apart because the first becomes vectors and the second is whole words.
+void turn_pairs(const std::uint16_t* halves, std::size_t stride, int cols, std::uint16_t* to) {
+  for (int k = 0; k < cols; k += 2)
+    for (int r = 0; r < kGroupRows; ++r, to += 2) std::memcpy(to, halves + r * stride + k, 4);
+}
+
+void round_bf16(const float* from, std::size_t count, std::uint16_t* to) {
+  for (std::size_t i = 0; i < count; ++i) to[i] = bf16_of(from[i]);
+}
+
 void lower_bf16(const std::vector<float>& a, int lanes, int cols, std::uint16_t* to) {
+  std::array<std::uint16_t, kGroupRows * kBlock> tile; // stays in the first-level cache
   for (int l0 = 0; l0 < lanes; l0 += kGroupRows)
-    for (int k = 0; k < cols; k += 2)
-      for (int l = 0; l < kGroupRows; ++l) {
-        const float* from = a.data() + static_cast<std::size_t>(l0 + l) * cols + k;
-        *to++ = bf16_of(from[0]);
-        *to++ = bf16_of(from[1]);
-      }
+    for (int k0 = 0; k0 < cols; k0 += kBlock) {
+      const int count = std::min(kBlock, cols - k0);
+      for (int l = 0; l < kGroupRows; ++l)
+        round_bf16(a.data() + static_cast<std::size_t>(l0 + l) * cols + k0, count, tile.data() + l * kBlock);
+      turn_pairs(tile.data(), kBlock, count, to);
+      to += count * kGroupRows;
+    }
 }
 
 void lower_int8(const std::vector<float>& a, int lanes, int cols, std::int8_t* to, float* scales,
@@ -80,13 +95,11 @@ void lower_int8(const std::vector<float>& a, int lanes, int cols, std::int8_t* t
 }
 
 void raise_bf16(const std::vector<float>& b, int rows, int rank, std::uint16_t* to) {
-  for (int r0 = 0; r0 < rows; r0 += kGroupRows)
-    for (int j = 0; j < rank; j += 2)
-      for (int r = 0; r < kGroupRows; ++r) {
-        const float* from = b.data() + static_cast<std::size_t>(r0 + r) * rank + j;
-        *to++ = bf16_of(from[0]);
-        *to++ = bf16_of(from[1]);
-      }
+  std::vector<std::uint16_t> group(static_cast<std::size_t>(kGroupRows) * rank);
+  for (int r0 = 0; r0 < rows; r0 += kGroupRows, to += group.size()) {
+    round_bf16(b.data() + static_cast<std::size_t>(r0) * rank, group.size(), group.data());
+    turn_pairs(group.data(), rank, rank, to);
+  }
 }
 
 void raise_int8(const std::vector<float>& b, int rows, int rank, std::int8_t* to, float* scales,

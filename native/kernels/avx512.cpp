@@ -161,10 +161,14 @@ template <int Bits, class Use>
 template <int Bits>
 class TableCursor {
  public:
-  TableCursor(const Matrix& w, int g)
-      : table_blocks_(Bits < 8 ? w.table_cols / kBlock : 1),
-        table_(w.tables + (static_cast<std::size_t>(g) * w.tables_of_group() << (Bits % 8))),
-        scale_(w.table_scales + static_cast<std::size_t>(g) * w.tables_of_group()) {}
+  TableCursor(const Matrix& w, int g) {
+    if constexpr (Bits < 8) { // int8 rows have no tables
+      const std::size_t first = static_cast<std::size_t>(g) * w.tables_of_group();
+      table_blocks_ = w.table_cols / kBlock;
+      table_ = w.tables + (first << Bits);
+      scale_ = w.table_scales + first;
+    }
+  }
 
   // To be called once for every block, in order.
   void next() {
@@ -183,9 +187,9 @@ class TableCursor {
   float scale = 1.0f;
 
  private:
-  int table_blocks_, left_ = 0;
-  const std::int8_t* table_;
-  const std::uint16_t* scale_;
+  int table_blocks_ = 1, left_ = 0;
+  const std::int8_t* table_ = nullptr;
+  const std::uint16_t* scale_ = nullptr;
 };
 
 // One group of rows against one token, straight from the packed weights; two accumulators of each plane.
