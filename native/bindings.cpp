@@ -1,7 +1,6 @@
 // pomona._native: what Python sees of the native core. Every array is checked here; no pointer leaves its
 // owner.
-#include <nanobind/nanobind.h>
-#include <nanobind/ndarray.h>
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -12,30 +11,12 @@
 #include <optional>
 #include <span>
 
-#include "compression/kmeans.h"
+#include "bindings.h"
 #include "engine/engine.h"
 #include "kernels/kernels.h"
 
-namespace nb = nanobind;
-using namespace nb::literals;
-
 namespace pomona {
 namespace {
-
-template <class T>
-using Array = nb::ndarray<nb::numpy, T, nb::c_contig>;
-template <class T, int N>
-using Input = nb::ndarray<const T, nb::ndim<N>, nb::c_contig, nb::device::cpu>;
-using AnyInput = nb::ndarray<nb::ro, nb::c_contig, nb::device::cpu>;
-
-template <class T>
-Array<T> to_numpy(std::vector<T> values, std::vector<std::size_t> shape) {
-  auto owner = std::make_unique<std::vector<T>>(std::move(values));
-  T* data = owner->data();
-  nb::capsule capsule(owner.get(), [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
-  owner.release(); // the capsule owns it now
-  return Array<T>(data, shape.size(), shape.data(), capsule);
-}
 
 DType dtype_of(const std::string& name) {
   if (name == "BF16") return DType::bf16;
@@ -195,35 +176,32 @@ struct OwningEngine {
     return to_numpy(std::move(out), {tokens.size()});
   }
 
-  nb::dict moments() const {
+  void run_layers(Input<std::int32_t, 1> tokens, int first, int last,
+                  nb::ndarray<float, nb::ndim<2>, nb::c_contig, nb::device::cpu> residual) {
+    if (residual.shape(0) != tokens.shape(0) ||
+        residual.shape(1) != static_cast<std::size_t>(engine->shape().hidden))
+      throw std::invalid_argument("the residual stream must be of shape [tokens, hidden]");
+    const nb::gil_scoped_release release;
+    engine->run_layers({tokens.data(), tokens.size()}, first, last, residual.data());
+  }
+
+  // name -> (rows, sums of x_k^2 [K], sums of x_j x_k [K, K] or None)
+  nb::dict take_moments() const {
+    std::map<std::string, Moments> moments;
+    {
+      const nb::gil_scoped_release release;
+      moments = engine->take_moments();
+    }
     nb::dict result;
-    for (const auto& [name, moment] : engine->moments())
-      result[name.c_str()] = nb::make_tuple(to_numpy(moment.squares, {moment.squares.size()}), moment.rows);
+    for (auto& [name, m] : moments) {
+      const std::size_t cols = m.squares.size();
+      nb::object products = nb::none();
+      if (!m.products.empty()) products = nb::cast(to_numpy(std::move(m.products), {cols, cols}));
+      result[name.c_str()] = nb::make_tuple(m.rows, to_numpy(std::move(m.squares), {cols}), products);
+    }
     return result;
   }
 };
-
-nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int bits, int table_columns,
-                         int threads) {
-  const int rows = static_cast<int>(weights.shape(0)), cols = static_cast<int>(weights.shape(1));
-  Palettes p;
-  {
-    const nb::gil_scoped_release release;
-    p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()}, bits,
-                  table_columns, threads);
-  }
-  const std::size_t groups = p.groups, tables = p.tables, columns = cols, colors = std::size_t{1} << bits;
-  const std::size_t line = bits == 3 ? 192 : 64, lines = kGroupRows * columns * bits / 8 / line;
-  nb::dict result;
-  result["indices"] = bits == 3 ? to_numpy(std::move(p.indices), {groups, lines, 3, 64})
-                                : to_numpy(std::move(p.indices), {groups, lines, line});
-  result["tables"] = to_numpy(std::move(p.entries), {groups, tables, colors});
-  result["table_scales"] = to_numpy(std::move(p.table_scales), {groups, tables});
-  result["row_scales"] = to_numpy(std::move(p.row_scales), {groups * 16});
-  result["squared_error"] = p.squared_error;
-  result["squared_norm"] = p.squared_norm;
-  return result;
-}
 
 // A packed matrix times float activations, for tests and benchmarks of one kernel: quantise, multiply.
 Array<float> multiply_packed(const std::string& isa, int rows, nb::dict tensors, Input<float, 2> x,
@@ -367,9 +345,17 @@ NB_MODULE(_native, m) {
       .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
       .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
       .def(
-          "collect_moments", [](OwningEngine& e, bool on) { e.engine->collect_moments(on); }, "on"_a,
-          unlocked)
-      .def("moments", &OwningEngine::moments)
+          "collect_moments",
+          [](OwningEngine& e, const std::vector<std::string>& modules, bool products) {
+            e.engine->collect_moments(modules, products);
+          },
+          "modules"_a, "products"_a, unlocked)
+      .def("run_layers", &OwningEngine::run_layers, "tokens"_a, "first"_a, "last"_a, "residual"_a)
+      .def("take_moments", &OwningEngine::take_moments)
+      .def(
+          "profile", [](OwningEngine& e, bool on) { e.engine->profile(on); }, "on"_a, unlocked)
+      .def(
+          "take_profile", [](OwningEngine& e) { return e.engine->take_profile(); }, unlocked)
       .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
       .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })
       .def_prop_ro("batch_tokens", [](const OwningEngine& e) { return e.engine->batch_tokens(); })
@@ -382,7 +368,7 @@ NB_MODULE(_native, m) {
   m.def("available_isas", [] { return std::string(available_kernels()); });
   m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a,
         nb::call_guard<nb::gil_scoped_release>());
-  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "bits"_a, "table_columns"_a, "threads"_a);
+  bind_compression(m);
   m.def("multiply_packed", &multiply_packed, "isa"_a, "rows"_a, "tensors"_a, "x"_a, "threads"_a);
   m.def("sample", &sample_logits, "logits"_a, "sampling"_a, "history"_a, "position"_a);
 }

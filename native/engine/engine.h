@@ -20,6 +20,7 @@
 #include "engine/kv_cache.h"
 #include "engine/late_mask.h"
 #include "engine/prefix_cache.h"
+#include "engine/profile.h"
 #include "engine/sampler.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
@@ -50,9 +51,10 @@ struct StepInput {
   std::shared_ptr<LateMask> late_mask = nullptr; // instead of `mask`: one that need not be computed yet
 };
 
-// Sums of x^2 per input column of a linear layer, for calibration.
+// Sums over the inputs x of a linear layer, for calibration.
 struct Moments {
-  std::vector<double> squares;
+  std::vector<double> squares; // of x_k^2, per column
+  std::vector<float> products; // of x_j x_k, [cols][cols]; empty: not wanted
   std::int64_t rows = 0;
 };
 
@@ -77,9 +79,20 @@ class Engine {
   void score(int sequence, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
              float* out);
 
-  void collect_moments(bool on);
-  // Keys: module name of the first linear layer that reads the input, e.g. model.layers.0.self_attn.q_proj.
-  std::map<std::string, Moments> moments();
+  // From now on run_layers() adds up what these modules read, with all products or the squares alone. What
+  // was added up before is dropped. A module is named by the first linear layer that reads its input, e.g.
+  // model.layers.0.self_attn.q_proj; others are refused with std::invalid_argument.
+  void collect_moments(const std::vector<std::string>& modules, bool products);
+  // The sums so far, which are handed out and forgotten; nothing more is collected.
+  std::map<std::string, Moments> take_moments();
+  // Runs a text from its beginning through the layers [first, last) alone. residual [tokens][hidden]: what
+  // enters layer `first` (not read when it is 0) and then what leaves layer last - 1. With `last` one more
+  // than there are layers, the final norm runs too: the head's input is observed, no logits are made.
+  void run_layers(std::span<const std::int32_t> tokens, int first, int last, float* residual);
+
+  // From now on steps measure where their time goes; off: no longer. take_profile(): Profile::take().
+  void profile(bool on);
+  std::map<std::string, double> take_profile();
 
   const ModelShape& shape() const { return shape_; }
   const char* isa() const { return kernels_.name; }
@@ -171,7 +184,12 @@ class Engine {
   void gather(int t, int l, Source source);
   void raise(int t, int l, std::initializer_list<Raised> outputs);
   void project_head(int t, const Wanted& wanted);
-  void observe(int t, const std::string& module, const float* x, int cols, int rows);
+  void finish_part(int t);
+
+  // moments.cpp
+  Moments* observed(const std::string& module);
+  void observe(int t, Moments* moments, const float* x, int cols, int rows);
+  void add_products(int t, Moments& moments, int cols, int rows);
 
   // attention.cpp
   void plan_attention();
@@ -190,6 +208,7 @@ class Engine {
   std::mutex mutex_;
   std::vector<Sequence> sequences_;
 
+  Profile profile_;
   std::vector<Run> runs_;
   std::vector<Row> rows_;
   std::vector<AttentionTask> tasks_;
@@ -214,8 +233,14 @@ class Engine {
   int partial_chunks_ = 0;                                     // chunks of the longest split run
   std::vector<float> partial_max_, partial_sum_, partial_out_; // [split rows][heads][partial_chunks_]([D])
 
-  bool collecting_ = false;
+  // Of run_layers(): which layers, where the residual stream is kept, what is added up.
+  struct Part {
+    int first, last;
+    float* residual; // of the batch
+  };
+  const Part* part_ = nullptr; // in other calls: all layers
   std::map<std::string, Moments> moments_;
+  std::vector<float> panels_; // the observed rows as [cols / 64][rows][64]
 };
 
 } // namespace pomona

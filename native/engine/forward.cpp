@@ -50,31 +50,26 @@ void Engine::forward(const Wanted& wanted) {
   next_task_.store(0);
   plan_attention();
   plan_adapters();
-  if (collecting_) { // entries are made here, for the threads only add to them
-    for (int l = 0; l < shape_.layers; ++l) {
-      const std::string prefix = "model.layers." + std::to_string(l) + ".";
-      moments_[prefix + "self_attn.q_proj"].squares.resize(shape_.hidden);
-      moments_[prefix + "self_attn.o_proj"].squares.resize(shape_.q_rows());
-      moments_[prefix + "mlp.gate_proj"].squares.resize(shape_.hidden);
-      moments_[prefix + "mlp.down_proj"].squares.resize(shape_.ffn);
-    }
-    moments_["lm_head"].squares.resize(shape_.hidden);
-  }
   pool_.run([&](int t) { forward_thread(t, wanted); });
 }
 
 void Engine::forward_thread(int t, const Wanted& wanted) {
   const int m = static_cast<int>(rows_.size()), hidden = shape_.hidden;
   each_row(t, m, [&](int row) { prepare_row(row); });
-  for (int l = 0; l < shape_.layers; ++l) {
+  const int first = part_ != nullptr ? part_->first : 0,
+            last = part_ != nullptr ? std::min(part_->last, shape_.layers) : shape_.layers;
+  for (int l = first; l < last; ++l) {
     const Layer& layer = weights_.layers[l];
-    const std::string prefix = collecting_ ? "model.layers." + std::to_string(l) + "." : "";
+    const auto watch = [&](const char* module, const float* x, int cols) {
+      if (part_ != nullptr)
+        observe(t, observed("model.layers." + std::to_string(l) + "." + module), x, cols, m);
+    };
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.input_norm, y);
       if (packed(layer.q) || packed(layer.k) || packed(layer.v)) kernels_.quantize(y, quant_hidden_, row);
     });
-    observe(t, prefix + "self_attn.q_proj", normed_.data(), hidden, m);
+    watch("self_attn.q_proj", normed_.data(), hidden);
     project_qkv(t, l);
     each_row(t, m, [&](int row) { rotate_and_store(row, layer, l); });
     run_attention(t, l);
@@ -83,28 +78,45 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
       const float* y = attended_.data() + static_cast<std::size_t>(row) * shape_.q_rows();
       if (packed(layer.o)) kernels_.quantize(y, quant_attended_, row);
     });
-    observe(t, prefix + "self_attn.o_proj", attended_.data(), shape_.q_rows(), m);
+    watch("self_attn.o_proj", attended_.data(), shape_.q_rows());
     project_residual(t, l, kO, attended_.data(), quant_attended_);
     each_row(t, m, [&](int row) {
       float* y = normed_.data() + static_cast<std::size_t>(row) * hidden;
       norm(x_.data() + static_cast<std::size_t>(row) * hidden, layer.post_norm, y);
       if (packed(layer.gate) || packed(layer.up)) kernels_.quantize(y, quant_hidden_, row);
     });
-    observe(t, prefix + "mlp.gate_proj", normed_.data(), hidden, m);
+    watch("mlp.gate_proj", normed_.data(), hidden);
     project_gated(t, l);
     each_row(t, packed(layer.down) ? m : 0, [&](int row) {
       kernels_.quantize(gate_.data() + static_cast<std::size_t>(row) * shape_.ffn, quant_ffn_, row);
     });
-    observe(t, prefix + "mlp.down_proj", gate_.data(), shape_.ffn, m);
+    watch("mlp.down_proj", gate_.data(), shape_.ffn);
     project_residual(t, l, kDown, gate_.data(), quant_ffn_);
   }
+  if (part_ != nullptr) return finish_part(t);
   project_head(t, wanted);
 }
 
-// Embedding row and rotation angles. The angle is formed in float32, as transformers does.
+// Keeps the residual stream, and has the final norm's output observed.
+void Engine::finish_part(int t) {
+  const int m = static_cast<int>(rows_.size()), hidden = shape_.hidden;
+  const bool head = part_->last > shape_.layers;
+  each_row(t, m, [&](int row) {
+    const std::size_t offset = static_cast<std::size_t>(row) * hidden;
+    std::copy_n(x_.data() + offset, hidden, part_->residual + offset);
+    if (head) norm(x_.data() + offset, weights_.final_norm, normed_.data() + offset);
+  });
+  if (head) observe(t, observed("lm_head"), normed_.data(), hidden, m);
+}
+
+// Embedding row (or the residual of an earlier part) and rotation angles. The angle is formed in float32, as
+// transformers does.
 void Engine::prepare_row(int row) {
-  embedding_row(weights_.embedding, rows_[row].token,
-                x_.data() + static_cast<std::size_t>(row) * shape_.hidden);
+  float* x = x_.data() + static_cast<std::size_t>(row) * shape_.hidden;
+  if (part_ != nullptr && part_->first > 0)
+    std::copy_n(part_->residual + static_cast<std::size_t>(row) * shape_.hidden, shape_.hidden, x);
+  else
+    embedding_row(weights_.embedding, rows_[row].token, x);
   const std::size_t half = shape_.head_dim / 2;
   for (std::size_t i = 0; i < half; ++i) {
     const float angle = static_cast<float>(rows_[row].position) * static_cast<float>(inverse_frequency_[i]);
@@ -121,6 +133,7 @@ void Engine::norm(const float* x, const std::vector<float>& weight, float* y) co
 void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride,
                       const QuantRows& quantized, float* y, int y_stride) {
   if (g0 >= g1) return;
+  const Profile::Scope scope = profile_.product(t, w);
   switch (w.format) {
     case Format::palette:
       return kernels_.matmul_palette(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
@@ -293,26 +306,12 @@ void Engine::project_head(int t, const Wanted& wanted) {
       norm(x_.data() + static_cast<std::size_t>(wanted.rows[done + i]) * hidden, weights_.final_norm, y);
       if (packed(head)) kernels_.quantize(y, quant_head_, i);
     });
-    observe(t, "lm_head", head_input_.data(), hidden, n);
     const auto [g0, g1] = share(head.groups(), t, pool_.size());
     multiply(t, head, g0, g1, head_input_.data(), hidden, quant_head_, logits_.data(), shape_.vocab);
     each_row(t, n, [&](int i) {
       wanted.use(done + i, logits_.data() + static_cast<std::size_t>(i) * shape_.vocab);
     });
   }
-}
-
-// Each thread adds up its own columns.
-void Engine::observe(int t, const std::string& module, const float* x, int cols, int rows) {
-  if (!collecting_) return;
-  Moments& moments = moments_.find(module)->second;
-  const auto [first, last] = share(cols, t, pool_.size());
-  for (int row = 0; row < rows; ++row)
-    for (int c = first; c < last; ++c) {
-      const double v = x[static_cast<std::size_t>(row) * cols + c];
-      moments.squares[c] += v * v;
-    }
-  if (t == 0) moments.rows += rows;
 }
 
 } // namespace pomona

@@ -174,6 +174,13 @@ struct Kernels {
   void (*store_kv)(Format format, std::uint8_t* page, int slot, const float* k, const float* v, int head_dim);
   float (*log_sum_exp)(const float* x, int n);
   int (*argmax)(const float* x, int n); // the first of equals
+
+  // c[i][j] += sum over t < k of a[i * a_row + t * a_step] * b[t * b_stride + j], by fma, t in order; i < m,
+  // j < n.
+  void (*multiply_add)(const float* a, std::size_t a_row, std::size_t a_step, const float* b,
+                       std::size_t b_stride, int k, float* c, std::size_t c_stride, int m, int n);
+  // index[r] = how many of the `count` middles lie below x[r], r < 16.
+  void (*nearest)(const float* x, const float* middles, int count, std::uint8_t* index);
 };
 
 // Bytes of scratch that one thread needs for matmuls over K columns: 64 unpacked rows and their table scales.

@@ -11,6 +11,7 @@
 
 #include <cstring>
 
+#include "kernels/dense_kernels.h"
 #include "kernels/kernels.h"
 
 namespace pomona {
@@ -533,6 +534,8 @@ struct VectorKernels {
     k.store_kv = store_kv;
     k.log_sum_exp = log_sum_exp;
     k.argmax = argmax;
+    k.multiply_add = DenseKernels<V>::multiply_add;
+    k.nearest = DenseKernels<V>::nearest;
     return k;
   }
 };

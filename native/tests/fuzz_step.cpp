@@ -146,12 +146,23 @@ class Run {
       case 6:
         return score();
       case 7:
-        engine_.collect_moments(in_.one_in(2));
-        engine_.moments();
-        return;
+        return moments();
       default:
         return step();
     }
+  }
+
+  void moments() {
+    Tokens tokens(in_.integer(1, 20));
+    for (std::int32_t& token : tokens) token = in_.integer(-1, engine_.shape().vocab);
+    std::vector<float> residual(tokens.size() * engine_.shape().hidden);
+    try {
+      engine_.collect_moments({in_.one_in(2) ? "lm_head" : "model.layers.0.mlp.down_proj"}, in_.one_in(2));
+      engine_.run_layers(tokens, in_.integer(-1, 3), in_.integer(-1, 4), residual.data());
+    } catch (const std::invalid_argument&) {
+    } catch (const KvCacheFull&) {
+    }
+    engine_.take_moments();
   }
 
   void create() {

@@ -70,8 +70,13 @@ class Engine:
     def score(
         self, sequence: int, tokens: NDArray[np.int32], targets: NDArray[np.int32]
     ) -> NDArray[np.float32]: ...
-    def collect_moments(self, on: bool) -> None: ...
-    def moments(self) -> dict[str, tuple[NDArray[np.float64], int]]: ...
+    def collect_moments(self, modules: Sequence[str], products: bool) -> None: ...
+    def run_layers(
+        self, tokens: NDArray[np.int32], first: int, last: int, residual: NDArray[np.float32]
+    ) -> None: ...
+    def take_moments(self) -> dict[str, tuple[int, NDArray[np.float64], NDArray[np.float32] | None]]: ...
+    def profile(self, on: bool) -> None: ...
+    def take_profile(self) -> dict[str, float]: ...
     @property
     def isa(self) -> str: ...
     @property
@@ -98,3 +103,25 @@ def multiply_packed(
 def sample(
     logits: NDArray[np.float32], sampling: Sampling, history: NDArray[np.int32], position: int
 ) -> int: ...
+def damped_cholesky(
+    moment: NDArray[np.float32],
+    keep: float,
+    added: NDArray[np.float32],
+    order: NDArray[np.int32],
+    threads: int,
+) -> NDArray[np.float32]: ...
+def compensate(
+    weights: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    moment: NDArray[np.float32],
+    keep: float,
+    added: NDArray[np.float32],
+    factor: NDArray[np.float32],
+    order: NDArray[np.int32],
+    bits: int,
+    table_columns: int,
+    rounds: int,
+    sweeps: int,
+    scales: bool,
+    threads: int,
+) -> dict[str, Any]: ...

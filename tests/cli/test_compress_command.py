@@ -19,6 +19,8 @@ class FakeReport:
     file_bytes: int = 82_600_000
     source_bytes: int = 269_000_000
     seconds: float = 12.34
+    predicted_kl: float | None = 0.25
+    measured_kl: float | None = 0.26
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -48,14 +50,26 @@ def test_the_result_lies_beside_the_source_in_the_cache(
         {
             "source": source,
             "target": cli_models / "smol-4bit",
-            "bits": 4,
+            "bits": None,
+            "size": None,
+            "max_kl": None,
+            "method": None,
+            "allocation": None,
             "table_columns": None,
             "calibration": "self",
+            "constraints": None,
+            "work": None,
             "threads": None,
             "overwrite": False,
         }
     ]
-    for words in ("82.6 MB, before 269 MB", "4.04 in the projections", "4.91 in the whole file", "12.3 s"):
+    for words in (
+        "KL 0.2500 nats per token predicted, measured 0.2600",
+        "82.6 MB, before 269 MB",
+        "4.04 in the projections",
+        "4.91 in the whole file",
+        "12.3 s",
+    ):
         assert words in outcome.out
     assert outcome.out.endswith("Try: pomona run smol-4bit\n")
     assert outcome.err == "palettise ...\n"
@@ -69,6 +83,8 @@ def test_the_result_lies_beside_the_source_in_the_cache(
         (("--bits", "3.0"), "smol-3bit"),
         (("--bits", "3.5"), "smol-3.5bit"),
         (("--bits", "2"), "smol-2bit"),
+        (("--size", "70MB"), "smol-70MB"),
+        (("--max-kl", "0.1"), "smol-kl0.1"),
         (("--name", "mine", "--bits", "3.5"), "mine"),
     ],
 )
@@ -113,12 +129,24 @@ def test_every_option_reaches_the_compressor(
     text = tmp_path / "notes.txt"
     text.write_text("words")
     out = tmp_path / "out"
-    line = f"--out {out} --bits 2 --table-columns 192 --calibration {text} --threads 2 --overwrite"
+    line = f"--out {out} --bits 2 --table-columns 192 --calibration {text} --threads 2 --overwrite "
+    line += f"--method weighted --allocation error --constraints {text} --work {tmp_path / 'w'}"
     assert pomona("compress", "smol", *line.split()).code == 0
     (call,) = compressed
     assert call["target"] == out
-    assert (call["bits"], call["table_columns"], call["calibration"]) == (2, 192, text)
+    assert (call["bits"], call["table_columns"], call["calibration"]) == (2, 192, str(text))
+    assert (call["method"], call["allocation"]) == ("weighted", "error")
+    assert (call["constraints"], call["work"]) == (text, tmp_path / "w")
     assert (call["threads"], call["overwrite"]) == (2, True)
+
+
+@pytest.mark.parametrize(("size", "nbytes"), [("70MB", 70_000_000), ("64MiB", 64 << 20), ("5000", 5000)])
+def test_a_size_is_read_with_its_unit(
+    pomona: Command, compressed: list[Any], put_model: Callable[..., Path], size: str, nbytes: int
+) -> None:
+    put_model("smol")
+    assert pomona("compress", "smol", "--size", size).code == 0
+    assert compressed[0]["size"] == nbytes
 
 
 @pytest.mark.parametrize("choice", ["self", "none"])
@@ -150,6 +178,7 @@ def test_json_is_the_report_and_where_the_model_is(
         (("--table-columns", "100"), "multiple of 64"),
         (("--calibration", "absent.txt"), "absent.txt: no such calibration text"),
         (("--bits", "four"), "--bits"),
+        (("--size", "large"), "--size large: is no size; write it as 70MB or 64MiB"),
     ],
 )
 def test_what_cannot_work_is_refused_before_any_work(

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from pomona import _native
 from pomona.compression import compress as module
-from pomona.compression.calibrate import calibrate
+from pomona.compression.calibrate import calibration_text
 from pomona.compression.compress import compress
+from pomona.compression.moments import InputMoments, collect_moments
 from pomona.data.builtin_text import evaluation_text
 from pomona.models.config import ModelConfig
 from pomona.models.model_directory import read_json_object
@@ -52,12 +53,17 @@ def weights(directory: Path) -> dict[str, NDArray[np.float64]]:
         }
 
 
-def calibrated(
-    directory: Path, text: Path
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.float64]]]:
-    """The weights of a plain model and the importance of their columns."""
-    importance = calibrate(Engine.load(directory, threads=1), Tokenizer.from_directory(directory), text)
-    return weights(directory), {module: values.astype(np.float64) for module, values in importance.items()}
+def calibrated(directory: Path, path: Path) -> tuple[dict[str, NDArray[np.float64]], dict[str, InputMoments]]:
+    """The weights of a plain model and the moments of what they read."""
+    engine = Engine.load(directory, threads=1)
+    text = calibration_text(engine, Tokenizer.from_directory(directory), path)
+    return weights(directory), collect_moments(engine, text.windows, full=True)
+
+
+def energy(matrix: NDArray[np.float64], moments: InputMoments) -> float:
+    """tr(M H M^T)"""
+    assert moments.full is not None
+    return float(((matrix @ moments.full.astype(np.float64)) * matrix).sum())
 
 
 def files(directory: Path) -> dict[str, bytes]:
@@ -185,25 +191,27 @@ def test_the_report_adds_up_to_the_file(small_dir: Path, tmp_path: Path) -> None
     )
     assert report.source_bytes == 2 * sum(math.prod(t.shape) for t in report.tensors)
     stored = read_json_object(tmp_path / "out" / "compression_report.json")
-    assert stored["version"] == 1
+    assert stored["version"] == 2
     assert stored == json.loads(json.dumps(report.to_json()))
 
 
 def test_the_reported_errors_are_the_errors(tiny_dir: Path, text_file: Path, tmp_path: Path) -> None:
-    """sqrt(sum h (w - q)^2 / sum h w^2) with the importance h of the columns."""
+    """sqrt(tr((W - Q) H (W - Q)^T) / tr(W H W^T)), for int8 with H's diagonal."""
     report = compress(tiny_dir, tmp_path / "out", calibration=text_file, threads=1)
-    plain, importance = calibrated(tiny_dir, text_file)
-    importance["model.embed_tokens"] = importance["lm_head"]  # the rows of the head, which is tied
+    plain, moments = calibrated(tiny_dir, text_file)
     packed = weights(tmp_path / "out")
     for tensor in report.tensors:
         if tensor.format == "bf16":
             assert tensor.relative_error == 0.0
             continue
-        h = importance[tensor.name.removesuffix(".weight")]
         w, q = plain[tensor.name], packed[tensor.name]
-        assert tensor.relative_error == pytest.approx(
-            math.sqrt(((w - q) ** 2 @ h).sum() / (w**2 @ h).sum()), rel=1e-4
-        )
+        if tensor.format == "int8":  # the rows of the head, which is tied
+            h = moments["lm_head"].importance().astype(np.float64)
+            expected = math.sqrt(((w - q) ** 2 @ h).sum() / (w**2 @ h).sum())
+        else:
+            h_KK = moments[tensor.name.removesuffix(".weight")]
+            expected = math.sqrt(energy(w - q, h_KK) / energy(w, h_KK))
+        assert tensor.relative_error == pytest.approx(expected, rel=1e-3)
 
 
 # --- repeatable
@@ -250,17 +258,15 @@ def test_calibration_changes_the_weights_and_lowers_the_error_that_counts(
     assert len(contents) == len(texts)
 
     config = ModelConfig.from_directory(source)
-    importance = calibrate(Engine.load(source, threads=1), Tokenizer.from_directory(source), text_file)
-    plain, loose, tuned = weights(source), weights(tmp_path / "none"), weights(tmp_path / "text")
-    sorted_plain, sorted_importance = calibrated(source, text_file)
+    plain, moments = calibrated(source, text_file)
+    loose, tuned = weights(tmp_path / "none"), weights(tmp_path / "text")
     gains = []
     for name in config.linear_shapes():
         weight = f"{name}.weight"
-        before = ((loose[weight] - plain[weight]) ** 2 @ importance[name].astype(np.float64)).sum()
-        after = ((tuned[weight] - sorted_plain[weight]) ** 2 @ sorted_importance[name]).sum()
-        gains.append(after / before)
-    assert max(gains) < 1.05
-    assert np.mean(gains) < 0.9
+        before = energy(loose[weight] - plain[weight], moments[name])
+        gains.append(energy(tuned[weight] - plain[weight], moments[name]) / before)
+    assert max(gains) < 1.0
+    assert np.mean(gains) < 0.5
 
 
 def test_without_calibration_no_tokenizer_is_needed_and_all_columns_count_alike(
@@ -318,6 +324,8 @@ def bits_of(directory: Path) -> dict[str, int]:
     with Checkpoint(directory) as checkpoint:
         return {
             name: checkpoint.tensors[f"{name}.weight_tables"].shape[2].bit_length() - 1
+            if f"{name}.weight_tables" in checkpoint.tensors
+            else 8
             for name in config.linear_shapes()
         }
 
@@ -332,7 +340,7 @@ def test_a_fraction_is_a_budget_with_tables_and_scales_counted(
     step = max(map(math.prod, shapes.values())) * (1 + 8 * 8 / 1024)  # one bit less of the largest matrix
     assert bits - step / weights < report.projection_bits_per_weight <= bits
     found = bits_of(tmp_path / "out")
-    assert set(found.values()) <= {2, 3, 4}
+    assert set(found.values()) <= {2, 3, 4, 8}
     assert len(set(found.values())) > 1
     assert np.isfinite(Engine.load(tmp_path / "out", threads=1).logits([1, 2, 3])).all()
 
@@ -350,7 +358,8 @@ def test_the_config_says_the_bits_of_every_module(small_dir: Path, tmp_path: Pat
     compress(small_dir, tmp_path / "out", bits=3.5, calibration="none", threads=1)
     quantization = read_quantization_config(read_json_object(tmp_path / "out" / "config.json"))
     assert quantization is not None
-    heads = {name: bits for name, bits in quantization.bits.items() if bits == 8}
+    linear = ModelConfig.from_directory(small_dir).linear_shapes()
+    heads = {name: bits for name, bits in quantization.bits.items() if name not in linear}
     tied = ModelConfig.from_directory(small_dir).tie_word_embeddings
     assert set(heads) == {"model.embed_tokens"} | (set() if tied else {"lm_head"})
     assert quantization.bits == {**bits_of(tmp_path / "out"), **heads}
@@ -359,8 +368,10 @@ def test_the_config_says_the_bits_of_every_module(small_dir: Path, tmp_path: Pat
 def test_fewer_bits_lose_more(tiny_dir: Path, text_file: Path, tmp_path: Path) -> None:
     losses = []
     for bits in (4, 3.6, 3.3, 3, 2.6, 2):
-        report = compress(tiny_dir, tmp_path / str(bits), bits=bits, calibration=text_file, threads=1)
-        losses.append(sum(t.relative_error**2 for t in report.tensors if t.format.startswith("palette")))
+        report = compress(
+            tiny_dir, tmp_path / str(bits), bits=bits, allocation="error", calibration=text_file, threads=1
+        )
+        losses.append(sum(t.relative_error**2 for t in report.tensors if "_proj" in t.name))
     assert losses == sorted(losses)
     assert losses[0] < losses[1] < losses[2]
     assert losses[-2] < losses[-1]
@@ -409,7 +420,7 @@ def test_the_sorted_compressed_model_computes_nearly_what_the_source_computes(
         compress(tiny_dir, tmp_path / str(bits), bits=bits, calibration=text_file, threads=1)
         packed = Engine.load(tmp_path / str(bits), threads=1).logits(ids).reshape(-1)
         likeness.append(float(np.corrcoef(plain, packed)[0, 1]))
-    assert 0.9 < likeness[0] < 0.99999
+    assert 0.85 < likeness[0] < 0.99999
     assert likeness == sorted(likeness, reverse=True)
     assert likeness[-1] > 0.3
 
@@ -425,7 +436,7 @@ def test_progress_names_the_attempts_for_a_budget(tiny_dir: Path, tmp_path: Path
         progress=lambda *call: calls.append(call),
     )
     labels = list(dict.fromkeys(label for label, _, _ in calls))
-    assert labels == ["try 4 bits", "try 3 bits", "try 2 bits", "palettise"]
+    assert labels == ["palettise", "write"]
     for label in labels:
         done, total = [(done, total) for name, done, total in calls if name == label][-1]
         assert done == total > 0
@@ -440,8 +451,8 @@ def test_progress_goes_through_both_steps_to_the_end(tiny_dir: Path, text_file: 
         threads=1,
         progress=lambda *call: calls.append(call),
     )
-    assert list(dict.fromkeys(label for label, _, _ in calls)) == ["calibrate", "palettise"]
-    for label in ("calibrate", "palettise"):
+    assert list(dict.fromkeys(label for label, _, _ in calls)) == ["calibrate", "palettise", "write"]
+    for label in ("calibrate", "palettise", "write"):
         done = [number for name, number, _ in calls if name == label]
         assert done == sorted(done)
         assert [total for name, _, total in calls if name == label][-1] == done[-1] > 0

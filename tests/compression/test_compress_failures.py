@@ -177,30 +177,70 @@ def test_overwriting_replaces_the_target_only_at_the_end(tiny_dir: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         compress(tiny_dir, target, calibration="none", threads=1, overwrite=True, progress=interrupt)
     assert sorted(os.listdir(target)) == ["config.json", "old.txt"]
-    assert os.listdir(tmp_path) == ["out"]
+    assert sorted(os.listdir(tmp_path)) == ["out", "out.work"]
     compress(tiny_dir, target, calibration="none", threads=1, overwrite=True)
     assert not (target / "old.txt").exists()
     assert describe(target).projection_bits_per_weight < 5
     assert os.listdir(tmp_path) == ["out"]
 
 
-@pytest.mark.parametrize("step", ["calibrate", "palettise"])
-@pytest.mark.parametrize("after", [0, 2])
-def test_ctrl_c_leaves_nothing(
-    tiny_dir: Path, text_file: Path, tmp_path: Path, step: str, after: int
+@pytest.mark.parametrize(
+    ("bits", "step", "after"),
+    [
+        (4, "calibrate", 0),
+        (4, "palettise", 3),
+        (4, "write", 2),
+        (3.5, "palettise", 9),
+        (3.5, "sensitivity", 4),
+    ],
+)
+def test_an_interrupted_run_goes_on_where_it_stopped_and_gives_the_same_bytes(
+    tiny_dir: Path, text_file: Path, tmp_path: Path, bits: float, step: str, after: int
 ) -> None:
-    seen = 0
+    seen: list[str] = []
 
     def interrupt(label: str, done: int, total: int) -> None:
-        nonlocal seen
-        if label == step:
-            if seen == after:
-                raise KeyboardInterrupt
-            seen += 1
+        seen.append(label)
+        if label == step and seen.count(step) > after:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        compress(tiny_dir, tmp_path / "out", calibration=text_file, threads=1, progress=interrupt)
-    assert os.listdir(tmp_path) == []
+        compress(tiny_dir, tmp_path / "out", bits=bits, calibration=text_file, threads=1, progress=interrupt)
+    assert os.listdir(tmp_path) == ["out.work"]
+    packed: list[int] = []
+
+    def count(label: str, done: int, total: int) -> None:
+        if label == "palettise":
+            packed.append(done)
+
+    compress(tiny_dir, tmp_path / "out", bits=bits, calibration=text_file, threads=1, progress=count)
+    assert os.listdir(tmp_path) == ["out"]
+    if step == "palettise":
+        assert packed[0] == after + 2  # the step that was interrupted had been finished
+    elif step in ("write", "sensitivity"):
+        assert packed == []
+    compress(tiny_dir, tmp_path / "fresh", bits=bits, calibration=text_file, threads=1)
+    for name in ("model.safetensors", "config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "fresh" / name).read_bytes()
+
+
+def test_a_budget_out_of_reach_keeps_the_work_for_the_next_one(
+    tiny_dir: Path, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PomonaError, match="at the least; ask for more"):
+        compress(tiny_dir, tmp_path / "out", size=1000, calibration=text_file, threads=1)
+    assert os.listdir(tmp_path) == ["out.work"]
+    labels: list[str] = []
+    compress(
+        tiny_dir,
+        tmp_path / "out",
+        size=400_000,
+        calibration=text_file,
+        threads=1,
+        progress=lambda label, *_: labels.append(label),
+    )
+    assert set(labels) == {"write"}
+    assert (tmp_path / "out" / "model.safetensors").stat().st_size <= 400_000
 
 
 # --- disk full

@@ -74,6 +74,16 @@ def format_bytes(count: int) -> str:
     return f"{size:.3g} TB" if size < 1000 else f"{size:.0f} TB"
 
 
+def parse_bytes(option: str, text: str) -> int:
+    """ "70MB", "64MiB" or a plain number of bytes. PomonaError for anything else."""
+    from pydantic import ByteSize, TypeAdapter, ValidationError
+
+    try:
+        return int(TypeAdapter(ByteSize).validate_python(text))
+    except ValidationError as error:
+        raise PomonaError(f"{option} {text}: is no size; write it as 70MB or 64MiB") from error
+
+
 def directory_bytes(directory: Path) -> int:
     """Bytes of all files below `directory`."""
     return sum(file.stat().st_size for file in directory.rglob("*") if file.is_file())

@@ -1,112 +1,151 @@
-"""Which inputs matter: mean squares of every linear layer's inputs, column by column.
+"""The text that says which inputs matter: the model's own answers, or a file of the user's (AFM report 6.2).
 
-The weight of column k in the palettes is E[x_k^2], the diagonal of the input's second moment: the error that
-a wrong weight makes in the output grows with it. Without a text of the user's own, the model answers the
-built-in prompts and is watched while it does so, so that no data set is needed.
+Without a text of the user's own, the model answers the built-in prompts, so that no data set is needed. A
+part is held out: what is fitted to the rest can be judged on it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 from pomona.data.builtin_text import calibration_prompts
 from pomona.errors import PomonaError
-from pomona.models.config import ModelConfig
 from pomona.models.model_directory import Progress
 from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.engine import Engine, StepInput
 from pomona.runtime.sampling import Sampling
 
-ANSWER_TOKENS = 96
+CALIBRATION_TOKENS = 16_384
+ANSWER_TOKENS = 192  # of one answer at the most
 BATCH = 16  # sequences that answer together
-TEXT_TOKENS = 16_384  # of a user's file; more changes nothing any more
-WINDOW = 1024
+WINDOW = 1024  # tokens of a file that are read together
 MIN_TOKENS = 64
+HELD_OUT = 8  # one prompt in eight, or the last eighth of a file
 
-# Layers that share their input with the one whose name carries its statistics.
-_SOURCE = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
-
-
-def calibrate(
-    engine: Engine, tokenizer: Tokenizer, text: str | Path = "self", *, progress: Progress | None = None
-) -> dict[str, NDArray[np.float32]]:
-    """Linear module -> importance [K], mean 1. `text`: "self", or a UTF-8 file. The head is `lm_head`."""
-    engine.native.collect_moments(True)
-    try:
-        if text == "self":
-            _answer_prompts(engine, tokenizer, progress)
-        else:
-            _read_text(engine, tokenizer, Path(text), progress)
-        moments = engine.native.moments()
-    finally:
-        engine.native.collect_moments(False)
-    importance = {name: _normalised(squares / max(rows, 1)) for name, (squares, rows) in moments.items()}
-    return {module: importance[_source(module)] for module in [*engine.config.linear_shapes(), "lm_head"]}
+Windows = tuple[tuple[int, ...], ...]
 
 
-def uniform(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """Every column counts the same: plain k-means."""
-    columns = {module: shape[1] for module, shape in config.linear_shapes().items()}
-    columns["lm_head"] = config.hidden_size
-    return {module: np.ones(count, np.float32) for module, count in columns.items()}
+@dataclass(frozen=True)
+class CalibrationText:
+    """Token sequences, each of which begins a context. `source`: "self", or the path of the file."""
+
+    windows: Windows
+    held_out: Windows
+    source: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.windows)) + sum(map(len, self.held_out))
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "version": 1,
+            "source": self.source,
+            "windows": [list(w) for w in self.windows],
+            "held_out": [list(w) for w in self.held_out],
+        }
+
+    @classmethod
+    def from_json(cls, raw: object, where: str = "calibration") -> CalibrationText:
+        """PomonaError that begins with `where` for anything that to_json() does not write."""
+        if (
+            not isinstance(raw, dict)
+            or set(raw) != {"version", "source", "windows", "held_out"}
+            or raw["version"] != 1
+            or not isinstance(raw["source"], str)
+            or not all(_are_windows(raw[key]) for key in ("windows", "held_out"))
+            or not raw["windows"]
+        ):
+            raise PomonaError(f"{where}: is no calibration text of this version; delete it and start again")
+        windows, held_out = (tuple(map(tuple, raw[key])) for key in ("windows", "held_out"))
+        return cls(windows, held_out, raw["source"])
 
 
-def _source(module: str) -> str:
-    head, _, last = module.rpartition(".")
-    return f"{head}.{_SOURCE.get(last, last)}" if head else module
+def _are_windows(raw: object) -> bool:
+    return isinstance(raw, list) and all(
+        isinstance(window, list)
+        and window
+        and all(isinstance(t, int) and not isinstance(t, bool) and t >= 0 for t in window)
+        for window in raw
+    )
 
 
-def _normalised(mean_square: NDArray[np.float64]) -> NDArray[np.float32]:
-    mean = float(mean_square.mean())
-    if not np.isfinite(mean_square).all():
-        raise PomonaError(
-            "calibration met activations that are not finite; the checkpoint is damaged, pull it again"
-        )
-    if mean <= 0.0:
-        return np.ones(len(mean_square), np.float32)
-    # A column that calibration never saw keeps a little weight: other texts may use it.
-    return np.maximum(mean_square / mean, 1e-6).astype(np.float32)
+def calibration_text(
+    engine: Engine,
+    tokenizer: Tokenizer,
+    text: str | Path = "self",
+    *,
+    tokens: int = CALIBRATION_TOKENS,
+    progress: Progress | None = None,
+) -> CalibrationText:
+    """About `tokens` tokens (a file gives at most so many), held-out ones counted.
+
+    text: "self", the built-in prompts and the engine's own answers, sampled with fixed seeds (fewer tokens
+    where answers end by themselves); or a UTF-8 file.
+    The same engine and text give the same tokens for any number of threads. Raises PomonaError: a file that
+    cannot be read or is shorter than 64 tokens, a tokenizer that is not the model's.
+    """
+    if tokens < MIN_TOKENS:
+        raise PomonaError(f"{tokens} calibration tokens are too few; ask for at least {MIN_TOKENS}")
+    if text == "self":
+        return _own_answers(engine, tokenizer, tokens, progress)
+    return _from_file(engine, tokenizer, Path(text), tokens)
 
 
-def _answer_prompts(engine: Engine, tokenizer: Tokenizer, progress: Progress | None) -> None:
+def _own_answers(
+    engine: Engine, tokenizer: Tokenizer, tokens: int, progress: Progress | None
+) -> CalibrationText:
     template = tokenizer.chat_template
-    prompts = calibration_prompts()
     texts = [
         template.render(p.messages, add_generation_prompt=True) if template else p.user + "\n"
-        for p in prompts
+        for p in calibration_prompts()
     ]
-    total, done = len(texts) * ANSWER_TOKENS, 0
-    for start in range(0, len(texts), BATCH):
-        room = max(engine.config.max_position_embeddings - ANSWER_TOKENS, 1)  # of a very short context
-        group = [tokenizer.encode(text)[:room] for text in texts[start : start + BATCH]]
-        for step in _answer_together(engine, group, start, tokenizer.eos_token_ids):
+    room = max(engine.config.max_position_embeddings - ANSWER_TOKENS, 1)  # of a very short context
+    prompts = [tokenizer.encode(text)[:room] for text in texts]
+    asked = sum(map(len, prompts))
+    rounds = -(-tokens // (asked + ANSWER_TOKENS * len(prompts)))
+    length = min(max((tokens // rounds - asked) // len(prompts), 2), ANSWER_TOKENS)
+    windows: list[tuple[int, ...]] = []
+    held_out: list[tuple[int, ...]] = []
+    total, done = rounds * length * len(prompts), 0
+    for number in range(rounds * len(prompts)):
+        if number % BATCH:
+            continue
+        group = [prompts[i % len(prompts)] for i in range(number, min(number + BATCH, rounds * len(prompts)))]
+        sequences = [list(prompt) for prompt in group]
+        for step in _answer_together(engine, sequences, length, number, tokenizer.eos_token_ids):
             done += step
             if progress is not None:
-                progress("calibrate", min(done, total), total)
+                progress("answer", min(done, total), total)
+        for index, sequence in enumerate(sequences, number):
+            held = index % len(prompts) % HELD_OUT == HELD_OUT - 1
+            (held_out if held else windows).append(tuple(sequence))
     if progress is not None:
-        progress("calibrate", total, total)
+        progress("answer", total, total)
+    return CalibrationText(tuple(windows), tuple(held_out), "self")
 
 
 def _answer_together(
-    engine: Engine, prompts: list[list[int]], seed: int, stop: Sequence[int]
+    engine: Engine, texts: list[list[int]], length: int, seed: int, stop: Sequence[int]
 ) -> Iterator[int]:
-    """Yields, after every step, how many tokens it was at the most."""
-    sequences = [engine.new_sequence() for _ in prompts]
+    """Appends an answer to every text; yields, after every step, how many tokens it was at the most."""
+    sequences = [engine.new_sequence() for _ in texts]
     try:
-        pending = dict(enumerate(prompts))
-        limit = engine.config.max_position_embeddings - max(map(len, prompts)) + 1
-        for _ in range(min(ANSWER_TOKENS, limit)):
+        pending = {i: list(text) for i, text in enumerate(texts)}
+        limit = engine.config.max_position_embeddings - max(map(len, texts)) + 1
+        for _ in range(min(length, limit)):
             inputs = [
                 StepInput(sequences[i], tokens, Sampling(temperature=1.0, top_p=0.95, seed=seed + i))
                 for i, tokens in pending.items()
             ]
             sampled = engine.step(inputs)
-            yield len(prompts)
+            yield len(texts)
             pending = {i: [token] for i, token in zip(pending, sampled, strict=True) if token not in stop}
+            for i, (token,) in pending.items():
+                texts[i].append(token)
             if not pending:
                 return
     finally:
@@ -114,22 +153,28 @@ def _answer_together(
             sequence.close()
 
 
-def _read_text(engine: Engine, tokenizer: Tokenizer, path: Path, progress: Progress | None) -> None:
+def _from_file(engine: Engine, tokenizer: Tokenizer, path: Path, tokens: int) -> CalibrationText:
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise PomonaError(
             f"{path}: cannot be read as UTF-8 text ({error}); give a plain text file"
         ) from error
-    ids = tokenizer.encode(text)[:TEXT_TOKENS]
+    # No tokenizer makes a token of so many characters on average; the rest of a large file is not looked at.
+    ids = tokenizer.encode(text[: 64 * tokens])[:tokens]
     if len(ids) < MIN_TOKENS:
         raise PomonaError(
             f"{path}: {len(ids)} tokens are too few to calibrate on; give at least {MIN_TOKENS}"
         )
+    if max(ids) >= engine.config.vocab_size:
+        raise PomonaError(
+            f"{path}: token id {max(ids)} is outside the vocabulary of {engine.config.vocab_size:,}; "
+            "the tokenizer is not this model's"
+        )
     window = min(WINDOW, engine.config.max_position_embeddings)
-    for start in range(0, len(ids), window):
-        if progress is not None:
-            progress("calibrate", start, len(ids))
-        engine.score(ids[start : start + window])
-    if progress is not None:
-        progress("calibrate", len(ids), len(ids))
+    cut = len(ids) - len(ids) // HELD_OUT
+    windows, held_out = (
+        tuple(tuple(part[start : start + window]) for start in range(0, len(part), window))
+        for part in (ids[:cut], ids[cut:])
+    )
+    return CalibrationText(windows, held_out, str(path))

@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 
 _MAX_JSON_BYTES = 64 << 20  # tokenizer.json is not read here; configs and shard indexes are far below this
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STALE_SECONDS = 60.0  # younger leftovers may belong to a process that has not locked them yet
 
 
@@ -105,7 +105,7 @@ class ModelDirectoryWriter:
         try:
             if error is None:
                 self._commit(path)
-            elif isinstance(error, OSError) and error.errno in _DISK_FULL:
+            elif isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise self._translate(error) from error
         except OSError as failure:
             raise self._translate(failure) from failure
@@ -169,7 +169,7 @@ class ModelDirectoryWriter:
                     os.close(lock)
 
     def _translate(self, error: OSError) -> PomonaError:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             free = _free_bytes(self.target)
             left = "" if free is None else f" ({_size(free)} free)"
             if error.errno == errno.EFBIG:

@@ -14,6 +14,7 @@ Shape letters: T tokens, V vocabulary.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,8 @@ MIN_KV_TOKENS = 8192
 MAX_KV_TOKENS = 32768
 MAX_THREADS = 1024
 KvPrecision = Literal["bf16", "int8"]  # of cached keys and values
+
+_PACKED_TYPES = {"|u1": "U8", "|i1": "I8", "<f2": "F16"}  # of the parts of a packed weight
 
 Mask = NDArray[np.int32] | _native.LateMask
 
@@ -136,6 +139,7 @@ class Engine:
         huge_pages: bool = True,
         prefix_cache: bool = False,
         kv_cache: KvPrecision = "bf16",
+        replaced: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
     ) -> Engine:
         """Maps the weights of a model directory.
 
@@ -145,6 +149,9 @@ class Engine:
         holds. prefix_cache: keep full pages for later sequences that begin with the same tokens under the
         same adapter version.
         kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
+        replaced: module -> the parts of its packed weight by tensor name, which stand in for what the
+        directory
+        holds of it (palettized.py); for measuring what a change would do.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
@@ -160,6 +167,12 @@ class Engine:
         }
         if config.tie_word_embeddings:
             tensors.pop("lm_head.weight", None)
+        for module, parts in (replaced or {}).items():
+            for name in [name for name in tensors if name.startswith(f"{module}.weight")]:
+                del tensors[name]
+            tensors |= {
+                name: (_PACKED_TYPES[part.dtype.str], native_array(part)) for name, part in parts.items()
+            }
         try:
             native = _native.Engine(
                 _shape(config),
@@ -289,6 +302,26 @@ class Engine:
                     self._call(self.native.score, sequence.handle, ids[start:end], targets[start:end])
                 )
         return np.concatenate(parts)[:-1]
+
+    def run_layers(self, token_ids: Seq[int], first: int, last: int, residual: NDArray[np.float32]) -> None:
+        """Runs a fresh text [T] through the layers [first, last) alone, for calibration.
+
+        residual [T, hidden]: what enters layer `first` (not read when it is 0), then what leaves the last.
+        `last` one above the number of layers: the final norm runs too, and the head's input is observed.
+        """
+        self._call(self.native.run_layers, self._ids(token_ids), first, last, residual)
+
+    def profile(self, on: bool) -> None:
+        """From now on steps note where their time goes (about 20 ns a product); off: no longer."""
+        self.native.profile(on)
+
+    def take_profile(self) -> dict[str, float]:
+        """Nanoseconds per module, and of "attention", of all steps since the last call.
+
+        Each is the mean over the threads of the time that they worked on it, so that the sum is at most the
+        time of the steps; waiting is in none of them. Empty when no profile is on.
+        """
+        return self.native.take_profile()
 
     def _native_step(self, batch: Seq[tuple[StepInput, Seq[int]]]) -> list[int]:
         """One native step: of every input the given part of its tokens."""

@@ -1,0 +1,91 @@
+"""Sensitivity: the KL is that of the definition, of one module at a time, and resumed where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from pomona.compression.compress import compress
+from pomona.compression.packing import pack, plan_projection
+from pomona.compression.sensitivity import Reference, measure, predict
+from pomona.compression.work import WorkFolder
+from pomona.models.config import ModelConfig
+from pomona.models.safetensors_file import Checkpoint
+from pomona.runtime.engine import Engine
+
+WINDOWS = [list(range(3, 120)), list(range(40, 90))]
+
+
+def packed_module(directory: Path, module: str, bits: int) -> Mapping[str, NDArray[Any]]:
+    shape = ModelConfig.from_directory(directory).linear_shapes()[module]
+    with Checkpoint(directory) as checkpoint:
+        found = pack(checkpoint, plan_projection(module, shape, 64, bits), None, "kmeans", 1)
+        return {name: array.copy() for name, array in found.arrays.items()}
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(axis=1, keepdims=True))
+
+
+def test_the_kl_is_that_of_the_definition(tiny_dir: Path, tmp_path: Path) -> None:
+    compress(tiny_dir, tmp_path / "packed", bits=2, calibration="none", threads=1)
+    plain, packed = Engine.load(tiny_dir, threads=1), Engine.load(tmp_path / "packed", threads=1)
+    expected = []
+    for window in WINDOWS:
+        log_p, log_q = log_softmax(plain.logits(window)), log_softmax(packed.logits(window))
+        expected.extend((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+    assert Reference.of(plain, WINDOWS).kl(packed) == pytest.approx(np.mean(expected), rel=1e-3)
+    assert abs(Reference.of(plain, WINDOWS).kl(plain)) < 1e-6
+
+
+def test_a_replaced_module_is_the_only_one_that_changes(tiny_dir: Path, tmp_path: Path) -> None:
+    compress(tiny_dir, tmp_path / "packed", bits=3, calibration="none", table_columns=64, threads=1)
+    modules = ModelConfig.from_directory(tiny_dir).linear_shapes()
+    embedding = {}
+    with Checkpoint(tmp_path / "packed") as checkpoint:
+        for part in ("weight_int8", "weight_row_scales"):
+            name = f"model.embed_tokens.{part}"
+            embedding[name] = checkpoint.array(name).copy()
+    replaced = {module: packed_module(tiny_dir, module, 3) for module in modules}
+    replaced["model.embed_tokens"] = embedding
+    assembled = Engine.load(tiny_dir, threads=1, replaced=replaced).logits(WINDOWS[0])
+    np.testing.assert_array_equal(assembled, Engine.load(tmp_path / "packed", threads=1).logits(WINDOWS[0]))
+
+
+def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: Path) -> None:
+    modules = list(ModelConfig.from_directory(tiny_dir).linear_shapes())[:3]
+    asked: list[str] = []
+
+    def packed(module: str) -> Mapping[str, NDArray[Any]]:
+        asked.append(module)
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return packed_module(tiny_dir, module, 2)
+
+    work = WorkFolder(tmp_path / "work", {"n": 1})
+    with pytest.raises(KeyboardInterrupt):
+        measure(tiny_dir, packed, modules, WINDOWS, work, threads=1)
+    found = measure(tiny_dir, packed, modules, WINDOWS, WorkFolder(tmp_path / "work", {"n": 1}), threads=1)
+    assert asked == [*modules, modules[2]]
+    fresh = measure(
+        tiny_dir,
+        lambda module: packed_module(tiny_dir, module, 2),
+        modules,
+        WINDOWS,
+        WorkFolder(tmp_path / "other", {"n": 1}),
+        threads=1,
+    )
+    assert found == fresh
+    assert all(kl > 0 for kl in found.values())
+
+
+def test_at_other_widths_the_loss_goes_with_the_square_of_the_error(tiny_dir: Path, tmp_path: Path) -> None:
+    assert predict(0.03, 0.1, 0.05) == pytest.approx(0.0075)
+    assert predict(0.03, 0.0, 0.05) == 0.0
