@@ -207,7 +207,7 @@ def test_patience_ends_the_run(run: Callable[..., Any], monkeypatch: pytest.Monk
 
 
 def test_nothing_is_written_when_nothing_was_gained(run: Callable[..., Any], base: Path) -> None:
-    report = run(train=replace(TRAIN, lr=30.0))
+    report = run(train=replace(TRAIN, lr=30.0, start="zero"))
     assert report.kl == report.start_kl and report.last_kl > report.start_kl
     assert report.directory is None and not (base / "adapters").exists()
 

@@ -25,7 +25,7 @@ class TrainOptions:
     table_lr: float = 0.2  # of lr: tables hold values of the size of 1
     batch: int = 4
     accumulate: int = 2
-    passes: int = 2
+    passes: int = 3
     minutes: float | None = None
     warm_up: float = 0.05  # of the run
     last_lr: float = 0.05  # of the highest, at the end of the cosine

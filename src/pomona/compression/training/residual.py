@@ -40,9 +40,8 @@ def _solve(teacher: Projections, student: Projections, x_TK: Tensor) -> None:
     for number, (name, low) in enumerate(student.adapters.items()):
         rows = student.rows[name]
         error_NK = teacher.base_NK[rows].float() - student.base_NK[rows].float()
-        basis_NR = leading_vectors(
-            lambda y, e=error_NK: e @ (moment_KK @ (e.t() @ y)), len(error_NK), len(low.a_RK), seed=number
-        )
+        product = partial(_moment_product, error_NK, moment_KK)
+        basis_NR = leading_vectors(product, len(error_NK), len(low.a_RK), seed=number)
         a_RK = basis_NR.t() @ error_NK
         if student.fold_K is not None:  # the base's columns hold the norm's scale, the adapter's do not
             a_RK = torch.where(student.fold_K != 0, a_RK / student.fold_K, 0.0)
@@ -50,6 +49,11 @@ def _solve(teacher: Projections, student: Projections, x_TK: Tensor) -> None:
         size_R1 = a_RK.norm(dim=1, keepdim=True).div_(low.scale).sqrt_().clamp_(min=1e-8)
         low.a_RK.copy_(a_RK / (low.scale * size_R1))
         low.b_NR.copy_(basis_NR * size_R1.t())
+
+
+def _moment_product(error_NK: Tensor, moment_KK: Tensor, y_NR: Tensor) -> Tensor:
+    """E H E^T y"""
+    return error_NK @ (moment_KK @ (error_NK.t() @ y_NR))
 
 
 def leading_vectors(product: Callable[[Tensor], Tensor], size: int, count: int, *, seed: int = 0) -> Tensor:
