@@ -74,6 +74,16 @@ class Engine:
     def run_layers(
         self, tokens: NDArray[np.int32], first: int, last: int, residual: NDArray[np.float32]
     ) -> None: ...
+    def distributions(
+        self, tokens: NDArray[np.int32], first: int, residual: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint16]: ...
+    def divergences(
+        self,
+        tokens: NDArray[np.int32],
+        reference: NDArray[np.uint16],
+        first: int,
+        residual: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float64]: ...
     def take_moments(self) -> dict[str, tuple[int, NDArray[np.float64], NDArray[np.float32] | None]]: ...
     @property
     def isa(self) -> str: ...

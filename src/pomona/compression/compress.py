@@ -25,7 +25,7 @@ from pomona.compression.budget import Budget, BudgetError, choose
 from pomona.compression.calibrate import CalibrationText, calibration_text
 from pomona.compression.constraints import read_constraints
 from pomona.compression.moments import InputMoments, stream_moments
-from pomona.compression.packing import WIDTHS, Plan, moments_of, pack, plan_projection, plan_weights
+from pomona.compression.packing import WIDTHS, Plan, moments_of, pack, plan_matrix, plan_weights
 from pomona.compression.palettize import Method
 from pomona.compression.report import (
     REPORT_FILE,
@@ -288,7 +288,7 @@ class _Job:
                 if module not in moments:
                     continue
                 for width in wanted[module]:
-                    plan = plan_projection(module, self.shapes[module], self.table_columns, width)
+                    plan = plan_matrix(module, self.shapes[module], self.table_columns, width)
                     self._pack(plan, moments[module])
                     done += 1
                     self._tell("palettise", done, total)
@@ -330,7 +330,7 @@ class _Job:
         for width in self.widths(module):
             error = self._parts(module, width)[1]
             kl = predict(self.kl[module], measured, error) if module in self.kl else None
-            nbytes = plan_projection(module, self.shapes[module], self.table_columns, width).nbytes
+            nbytes = plan_matrix(module, self.shapes[module], self.table_columns, width).nbytes
             found.append(ChoiceReport(width, nbytes, error, kl))
         return found
 

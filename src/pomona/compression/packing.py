@@ -62,7 +62,7 @@ def plan_weights(config: ModelConfig, table_columns: int, bits: Mapping[str, int
     for name, shape in config.tensor_shapes().items():
         module = name.removesuffix(".weight")
         if module in linear and can_pack(*linear[module]):
-            plans.append(plan_projection(module, linear[module], table_columns, bits[module]))
+            plans.append(plan_matrix(module, linear[module], table_columns, bits[module]))
         elif module in EMBEDDINGS and can_pack(shape[0], shape[1]):
             plans.append(Plan(name, shape, "int8", tuple(int8_specs(module, shape[0], shape[1])), bits=8))
         else:
@@ -70,8 +70,8 @@ def plan_weights(config: ModelConfig, table_columns: int, bits: Mapping[str, int
     return plans
 
 
-def plan_projection(module: str, shape: tuple[int, int], table_columns: int, bits: int) -> Plan:
-    """A projection at one width."""
+def plan_matrix(module: str, shape: tuple[int, int], table_columns: int, bits: int) -> Plan:
+    """A projection, embedding or head at one width."""
     name = f"{module}.weight"
     if bits == 8:
         return Plan(name, shape, "int8", tuple(int8_specs(module, *shape)), bits=8)
