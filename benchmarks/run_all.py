@@ -64,7 +64,12 @@ def benchmarks() -> list[Benchmark]:
     scheduler = Benchmark(
         "scheduler", "The scheduler: what it costs, and a long prompt beside a running answer"
     )
-    return [*decode, adapters, scheduler, speculation, guided]
+    quality = [
+        Benchmark("quality", "Loss against bytes, against llama.cpp's quantisations"),
+        Benchmark("quality", "What each step of the compression is worth", ("--ablation",)),
+    ]
+    palettize = Benchmark("palettize", "Palettisation of a layer, against coremltools")
+    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

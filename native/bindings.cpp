@@ -1,5 +1,6 @@
 // pomona._native: what Python sees of the native core. Every array is checked here; no pointer leaves its
 // owner.
+#include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
@@ -391,6 +392,10 @@ NB_MODULE(_native, m) {
       .def("divergences", &OwningEngine::divergences, "tokens"_a, "reference"_a, "first"_a,
            "residual"_a.none() = nb::none())
       .def("take_moments", &OwningEngine::take_moments)
+      .def(
+          "profile", [](OwningEngine& e, bool on) { e.engine->profile(on); }, "on"_a, unlocked)
+      .def(
+          "take_profile", [](OwningEngine& e) { return e.engine->take_profile(); }, unlocked)
       .def_prop_ro("isa", [](const OwningEngine& e) { return std::string(e.engine->isa()); })
       .def_prop_ro("threads", [](const OwningEngine& e) { return e.engine->threads(); })
       .def_prop_ro("batch_tokens", [](const OwningEngine& e) { return e.engine->batch_tokens(); })

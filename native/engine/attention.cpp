@@ -75,6 +75,7 @@ void Engine::rotate_and_store(int row, const Layer& layer, int l) {
 
 // Tasks go to whoever is free. Every thread draws once too often, so layer l starts at l (tasks + threads).
 void Engine::run_attention(int t, int l) {
+  const Profile::Scope scope = profile_.attention(t);
   const int count = static_cast<int>(tasks_.size());
   const int base = l * (count + pool_.size());
   for (int i = next_task_.fetch_add(1) - base; i < count; i = next_task_.fetch_add(1) - base)

@@ -63,9 +63,8 @@ void Engine::divergences(std::span<const std::int32_t> tokens, int first, const 
   if (first < 0 || first > shape_.layers) throw std::invalid_argument("no such layer");
   run_part(tokens, {first, shape_.layers, const_cast<float*>(residual)},
            [&](std::size_t token, const float* logits) {
-             out[token] =
-                 divergence(exponentials, reference + token * shape_.vocab, logits, shape_.vocab,
-                            kernels_.log_sum_exp(logits, shape_.vocab));
+             out[token] = divergence(exponentials, reference + token * shape_.vocab, logits, shape_.vocab,
+                                     kernels_.log_sum_exp(logits, shape_.vocab));
            });
 }
 

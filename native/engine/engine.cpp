@@ -338,6 +338,19 @@ void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const
   forward(wanted);
 }
 
+void Engine::profile(bool on) {
+  const std::lock_guard lock(mutex_);
+  if (on)
+    profile_.start(weights_, shape_.tied, options_.threads);
+  else
+    profile_.stop();
+}
+
+std::map<std::string, double> Engine::take_profile() {
+  const std::lock_guard lock(mutex_);
+  return profile_.take();
+}
+
 int Engine::free_tokens() {
   const std::lock_guard lock(mutex_);
   return free_pages() * kPageTokens;

@@ -20,6 +20,7 @@
 #include "engine/kv_cache.h"
 #include "engine/late_mask.h"
 #include "engine/prefix_cache.h"
+#include "engine/profile.h"
 #include "engine/sampler.h"
 #include "engine/thread_pool.h"
 #include "engine/weights.h"
@@ -97,6 +98,10 @@ class Engine {
   // out[i]: the KL, in nats, of what this model says after token i from what distributions() gave of another.
   void divergences(std::span<const std::int32_t> tokens, int first, const float* residual,
                    const std::uint16_t* reference, double* out);
+
+  // From now on steps measure where their time goes; off: no longer. take_profile(): Profile::take().
+  void profile(bool on);
+  std::map<std::string, double> take_profile();
 
   const ModelShape& shape() const { return shape_; }
   const char* isa() const { return kernels_.name; }
@@ -212,6 +217,7 @@ class Engine {
   std::mutex mutex_;
   std::vector<Sequence> sequences_;
 
+  Profile profile_;
   std::vector<Run> runs_;
   std::vector<Row> rows_;
   std::vector<AttentionTask> tasks_;

@@ -134,6 +134,7 @@ void Engine::norm(const float* x, const std::vector<float>& weight, float* y) co
 void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride,
                       const QuantRows& quantized, float* y, int y_stride) {
   if (g0 >= g1) return;
+  const Profile::Scope scope = profile_.product(t, w);
   switch (w.format) {
     case Format::palette:
       return kernels_.matmul_palette(w, g0, g1, quantized, y, y_stride, scratch_[t].data());

@@ -42,13 +42,19 @@ def test_objects_are_not_unpickled(tmp_path: Path) -> None:
     assert work.read_arrays("a.npz") is None
 
 
-def test_a_full_disk_is_one_line_and_leaves_no_half_of_a_file(tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
     work = WorkFolder(tmp_path / "x.work", {})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
     try:
-        with pytest.raises(PomonaError, match="cannot be written"):
+        with pytest.raises(OSError, match="File too large"):
             work.write_arrays("c.npz", {"d": np.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert sorted(path.name for path in work.path.iterdir()) == ["key.json"]
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PomonaError, match="cannot be written"):
+        WorkFolder(tmp_path / "file" / "x.work", {})

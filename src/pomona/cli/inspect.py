@@ -1,6 +1,7 @@
 """`pomona inspect`: what a model directory holds, read from its files without loading the model.
 
     pomona inspect smollm2-135m-4bit --tensors
+    pomona inspect smollm2-135m-3.5bit --report --out report.html     # loads and measures: inspect_report.py
 
 Bits per weight are told twice: for the projections alone, and for everything in the file.
 """
@@ -22,6 +23,7 @@ from pomona.cli.common import (
     print_pairs,
     print_table,
 )
+from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
     from pomona.models.config import ModelConfig
@@ -35,6 +37,7 @@ app = new_app()
         "pomona inspect smollm2-135m",
         "pomona inspect ./my-model-4bit --tensors",
         "pomona inspect smollm2-135m-4bit --json | jq .projection_bits_per_weight",
+        "pomona inspect smollm2-135m-3.5bit --report --out report.html",
     )
 )
 def inspect(
@@ -42,14 +45,41 @@ def inspect(
         str, typer.Argument(metavar="MODEL", help="A model in the cache, or a directory.", show_default=False)
     ],
     tensors: Annotated[bool, typer.Option("--tensors", help="List every tensor.")] = False,
+    report: Annotated[
+        bool,
+        typer.Option(
+            "--report",
+            help="Load the model, measure its tokens, and show what every tensor costs in bytes and time and "
+            "what its bits lose.",
+        ),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", metavar="FILE.html", help="With --report: write it as a page for the browser, too."
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="With --report: CPU threads.", show_default="all cores"),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show sizes, bits per weight, configuration and fingerprint of a model."""
+    if report and tensors:
+        raise PomonaError("--report lists the tensors already; leave --tensors out")
+    if not report and (out is not None or threads is not None):
+        raise PomonaError(f"{'--out' if out is not None else '--threads'} belongs to --report; give both")
     from pomona.models import store
     from pomona.models.config import ModelConfig
     from pomona.models.palettized import describe
 
     directory = store.resolve(model)
+    if report:
+        from pomona.cli.inspect_report import inspect_report
+
+        inspect_report(directory, out=out, threads=threads, as_json=as_json)
+        return
     config = ModelConfig.from_directory(directory)
     description = describe(directory)
     if as_json:

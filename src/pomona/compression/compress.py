@@ -19,13 +19,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pomona.compression.budget import Budget, BudgetError, choose
 from pomona.compression.calibrate import CalibrationText, calibration_text
 from pomona.compression.constraints import read_constraints
-from pomona.compression.moments import InputMoments, stream_moments
-from pomona.compression.packing import WIDTHS, Plan, moments_of, pack, plan_matrix, plan_weights
+from pomona.compression.moments import HEAD, InputMoments, stream_moments
+from pomona.compression.packing import WIDTHS, Plan, pack, plan_matrix, plan_weights
 from pomona.compression.palettize import Method
 from pomona.compression.report import (
     REPORT_FILE,
@@ -64,6 +65,7 @@ from pomona.runtime.engine import Engine
 # Input columns of a table by default. The report shares tables along whole rows; small models need finer
 # ones: SmolLM2-135M loses 28% perplexity at 192 columns and 17% at 64, for 0.09 bits per weight.
 FINE_COLUMNS, COARSE_COLUMNS, SMALL_MODEL = 64, 256, 1_000_000_000
+HEAD_FILE = "head.npz"
 Allocation = Literal["kl", "error"]
 LARGE_MODEL_TOKENS = 4_096  # of calibration from a billion parameters on
 
@@ -253,9 +255,11 @@ class _Job:
             self.work = WorkFolder(folder, key)
             try:
                 yield
-            except BudgetError:  # another budget can use what was done
+            except BudgetError:  # another budget can use what was measured
+                if not self.kl:
+                    self.work.remove()
                 raise
-            except PomonaError:  # nothing can; and a full disk gets its room back
+            except (PomonaError, OSError):  # nothing can; and a full disk gets its room back
                 self.work.remove()
                 raise
 
@@ -283,8 +287,12 @@ class _Job:
         missing = [module for module, widths in wanted.items() if widths]
         total = sum(len(self.widths(module)) for module in self.shapes)
         done = total - sum(map(len, wanted.values()))
+        if self.text is not None and (missing or not (self.work.path / HEAD_FILE).is_file()):
+            missing.append(HEAD)
         for moments in self._moments(missing):
-            for module in missing:
+            if (head := moments.get(HEAD)) is not None:
+                self.work.write_arrays(HEAD_FILE, {"diagonal": head.diagonal, "rows": np.array(head.rows)})
+            for module in self.shapes:
                 if module not in moments:
                     continue
                 for width in wanted[module]:
@@ -412,11 +420,8 @@ class _Job:
 
     def _head_moments(self) -> InputMoments | None:
         """The diagonal of the head's input, for the error of the embedding."""
-        if self.text is None:
-            return None
-        name = moments_of("lm_head")
-        found = stream_moments(self._engine(), self.text.windows[:1], full=False, modules=[name])
-        return next(found)[name]
+        arrays = self.work.read_arrays(HEAD_FILE) if self.text is not None else None
+        return None if arrays is None else InputMoments(int(arrays["rows"]), arrays["diagonal"])
 
     def _pack(self, plan: Plan, moments: InputMoments | None) -> None:
         packed = pack(self.checkpoint, plan, moments, self.options.method, self.threads)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pomona.compression.moments import HEAD, InputMoments
+from pomona.compression.moments import InputMoments
 from pomona.compression.palettize import Method, palettize
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -120,12 +120,6 @@ def pack(
             raise PomonaError(f"{where}: tensor {plan.name!r}: {refusal}") from refusal
         parts, error = result.parts, result.relative_error
     return Packed({f"{plan.name}_{part}": array for part, array in parts.items()}, error)
-
-
-def moments_of(module: str) -> str:
-    """The name under which the moments of a module's input are known; those of the embedding are the
-    head's."""
-    return HEAD if module in EMBEDDINGS else module
 
 
 def _relative_error(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pomona.errors import PomonaError
+from pomona.models.model_directory import DISK_FULL
 
 _KEY = "key.json"
 
@@ -91,5 +92,6 @@ class _Replacement:
             os.replace(self._partial, self._path)
             return
         self._partial.unlink(missing_ok=True)
-        if isinstance(error, OSError):
+        # A full disk is for whoever writes the result to tell, with what it needs.
+        if isinstance(error, OSError) and error.errno not in DISK_FULL:
             raise self._folder._refusal(self._path, error) from error

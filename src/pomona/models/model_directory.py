@@ -40,7 +40,7 @@ TOKENIZER_FILES = (
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 
 _MAX_JSON_BYTES = 64 << 20  # tokenizer.json is not read here; configs and shard indexes are far below this
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _STALE_SECONDS = 60.0  # younger leftovers may belong to a process that has not locked them yet
 
 
@@ -49,14 +49,22 @@ class ModelDirectoryWriter:
     exception.
 
     `need_bytes` is checked against the free space before any work. With `overwrite`, an existing `target` is
-    replaced at the end, and only if it looks like a model directory (has a config.json) or is empty.
+    replaced at the end, and only if it looks like a model directory (has a config.json; or `mark`, for an
+    adapter's) or is empty.
 
     Raises PomonaError: target exists and not `overwrite`; target is no model directory; disk full (names the
     target and the free space); target not writable. Other exceptions of the block pass through after the
     clean-up.
     """
 
-    def __init__(self, target: Path | str, *, overwrite: bool = False, need_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        target: Path | str,
+        *,
+        overwrite: bool = False,
+        need_bytes: int = 0,
+        mark: str = CONFIG_FILE,
+    ) -> None:
         given = Path(target).expanduser()
         if given.name in ("", ".."):
             raise PomonaError(
@@ -65,6 +73,7 @@ class ModelDirectoryWriter:
         # A link is followed, so that `overwrite` replaces the directory and not the user's link to it.
         self.target = given.resolve() if given.is_symlink() else given.parent.resolve() / given.name
         self.overwrite = overwrite
+        self.mark = mark
         self._check_target()
         self._check_space(need_bytes)
         self._path: Path | None = None
@@ -96,7 +105,7 @@ class ModelDirectoryWriter:
         try:
             if error is None:
                 self._commit(path)
-            elif isinstance(error, OSError) and error.errno in _DISK_FULL:
+            elif isinstance(error, OSError) and error.errno in DISK_FULL:
                 raise self._translate(error) from error
         except OSError as failure:
             raise self._translate(failure) from failure
@@ -114,9 +123,9 @@ class ModelDirectoryWriter:
             raise PomonaError(f"{self.target}: already exists; choose another name, or ask to overwrite it")
         if not self.target.is_dir():
             raise PomonaError(f"{self.target}: exists and is not a directory; choose another name")
-        if any(self.target.iterdir()) and not (self.target / CONFIG_FILE).is_file():
+        if any(self.target.iterdir()) and not (self.target / self.mark).is_file():
             raise PomonaError(
-                f"{self.target}: is not overwritten, being no model directory (it has no {CONFIG_FILE}); "
+                f"{self.target}: is not overwritten, being no model directory (it has no {self.mark}); "
                 "choose another name, or delete it yourself"
             )
 
@@ -160,7 +169,7 @@ class ModelDirectoryWriter:
                     os.close(lock)
 
     def _translate(self, error: OSError) -> PomonaError:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             free = _free_bytes(self.target)
             left = "" if free is None else f" ({_size(free)} free)"
             if error.errno == errno.EFBIG:

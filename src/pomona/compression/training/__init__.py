@@ -1,0 +1,1 @@
+"""The training side of compression: torch is imported here, and only here."""
