@@ -83,7 +83,7 @@ def test_what_does_not_fit_is_refused_and_the_engine_goes_on(tiny_dir: Path) -> 
         lambda: engine.divergences(ids, reference, engine.config.num_hidden_layers + 1, residual),
         lambda: engine.distributions(ids, -1, residual),
         lambda: engine.distributions([engine.config.vocab_size]),
-        lambda: engine.distributions(range(0, engine.config.max_position_embeddings + 1)),
+        lambda: engine.distributions(range(engine.config.max_position_embeddings + 1)),
     ):
         with pytest.raises(PomonaError):
             call()
@@ -105,23 +105,23 @@ def test_a_replaced_module_is_the_only_one_that_changes(tiny_dir: Path, tmp_path
 
 
 def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: Path) -> None:
-    modules = list(ModelConfig.from_directory(tiny_dir).linear_shapes())[:3]
+    modules = dict.fromkeys(list(ModelConfig.from_directory(tiny_dir).linear_shapes())[:3], 2)
     asked: list[str] = []
 
-    def packed(module: str) -> Mapping[str, NDArray[Any]]:
+    def packed(module: str, bits: int) -> Mapping[str, NDArray[Any]]:
         asked.append(module)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return packed_module(tiny_dir, module, 2)
+        return packed_module(tiny_dir, module, bits)
 
     work = WorkFolder(tmp_path / "work", {"n": 1})
     with pytest.raises(KeyboardInterrupt):
         measure(tiny_dir, packed, modules, WINDOWS, work, threads=1)
     found = measure(tiny_dir, packed, modules, WINDOWS, WorkFolder(tmp_path / "work", {"n": 1}), threads=1)
-    assert asked == [*modules, modules[2]]
+    assert asked == [*modules, [*modules][2]]
     fresh = measure(
         tiny_dir,
-        lambda module: packed_module(tiny_dir, module, 2),
+        lambda module, bits: packed_module(tiny_dir, module, bits),
         modules,
         WINDOWS,
         WorkFolder(tmp_path / "other", {"n": 1}),
@@ -129,14 +129,17 @@ def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: 
     )
     assert found == fresh
     assert all(kl > 0 for kl in found.values())
+    again = measure(tiny_dir, packed, dict.fromkeys(modules, 3), WINDOWS, work, threads=1)
+    assert len(asked) == 7  # another width is another measurement
+    assert all(again[module] < found[module] for module in modules)
 
 
 def test_layers_head_and_embedding_are_measured_as_in_a_whole_run(tiny_dir: Path, tmp_path: Path) -> None:
     """What is kept between the layers changes nothing: each KL is that of the changed model run alone."""
-    modules = ["model.embed_tokens", *ModelConfig.from_directory(tiny_dir).linear_shapes()]
+    modules = dict.fromkeys(["model.embed_tokens", *ModelConfig.from_directory(tiny_dir).linear_shapes()], 3)
     found = measure(
         tiny_dir,
-        lambda module: packed_module(tiny_dir, module, 3),
+        lambda module, bits: packed_module(tiny_dir, module, bits),
         modules,
         WINDOWS,
         WorkFolder(tmp_path / "work", {}),

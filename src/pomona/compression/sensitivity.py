@@ -67,8 +67,8 @@ class Reference:
 
 def measure(
     source: Path,
-    packed: Callable[[str], Packed],
-    modules: Sequence[str],
+    packed: Callable[[str, int], Packed],
+    modules: Mapping[str, int],
     windows: Sequence[Sequence[int]],
     work: WorkFolder,
     *,
@@ -76,28 +76,34 @@ def measure(
     tokens: int = TOKENS,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Module -> KL when it alone is what `packed` gives. What `work` holds of an earlier run is not measured
-    again. modules: projections, model.embed_tokens (head and all, where they are tied), lm_head."""
+    """Module -> KL when it alone is what `packed` gives for it and the bits that `modules` says.
+
+    modules: projections, model.embed_tokens (and with it the head, where they are tied), lm_head. What `work`
+    holds of an earlier run is not measured again.
+    """
     found: dict[str, float] = work.read_json(FILE) or {}
-    missing = [module for module in modules if module not in found]
+    keys = {module: f"{module}.{bits}" for module, bits in modules.items()}
+    missing = [module for module, key in keys.items() if key not in found]
     if missing:
         plain = Engine.load(source, threads=threads, huge_pages=False)
         reference = Reference.of(plain, windows, tokens)
         residuals = [np.zeros((len(w), plain.config.hidden_size), np.float32) for w in reference.windows]
-        layer = 0
-        for module in sorted(missing, key=lambda name: _layer(name, plain.config)):
+        entered = 0  # the layer that the residuals enter
+        for number, module in enumerate(sorted(missing, key=lambda name: _layer(name, plain.config))):
             if progress is not None:
-                progress("sensitivity", sum(name in found for name in modules), len(modules))
-            for window, residual in zip(reference.windows, residuals, strict=True):
-                for before in range(layer, _layer(module, plain.config)):
-                    plain.run_layers(window, before, before + 1, residual)
+                progress("sensitivity", len(modules) - len(missing) + number, len(modules))
             layer = _layer(module, plain.config)
-            changed = Engine.load(source, threads=threads, huge_pages=False, replaced={module: packed(module)})
-            found[module] = max(reference.kl(changed, layer, residuals), 0.0)
+            for window, residual in zip(reference.windows, residuals, strict=True):
+                for before in range(entered, layer):
+                    plain.run_layers(window, before, before + 1, residual)
+            entered = layer
+            replaced = {module: packed(module, modules[module])}
+            changed = Engine.load(source, threads=threads, huge_pages=False, replaced=replaced)
+            found[keys[module]] = max(reference.kl(changed, layer, residuals), 0.0)
             work.write_json(FILE, found)
         if progress is not None:
             progress("sensitivity", len(modules), len(modules))
-    return {module: found[module] for module in modules}
+    return {module: found[key] for module, key in keys.items()}
 
 
 def predict(kl: float, measured_error: float, error: float) -> float:

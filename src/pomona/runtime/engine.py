@@ -331,8 +331,8 @@ class Engine:
         first: int = 0,
         residual: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float64]:
-        """[T]: KL in nats of this model's next-token distributions from `reference`, another's `distributions`
-        of the same text; first and residual as there."""
+        """[T]: KL in nats of this model's next-token distributions from `reference`, another's
+        `distributions` of the same text; first and residual as there."""
         result: NDArray[np.float64] = self._call(
             self.native.divergences, self._ids(token_ids), reference, first, residual
         )
