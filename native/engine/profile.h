@@ -1,4 +1,5 @@
-// Where the time of a step goes: nanoseconds per matrix and in attention, for the analysis of a compressed model.
+// Where the time of a step goes: nanoseconds per matrix and in attention, for the analysis of a compressed
+// model.
 #pragma once
 
 #include <chrono>
@@ -21,8 +22,8 @@ class Profile {
   void start(const Weights& weights, bool tied, int threads);
   void stop();
 
-  // Nanoseconds since the last call, the mean over the threads: what waits for other threads is counted nowhere.
-  // Keys: module names, and "attention". Empty when not running.
+  // Nanoseconds since the last call, the mean over the threads: what waits for other threads is counted
+  // nowhere. Keys: module names, and "attention". Empty when not running.
   std::map<std::string, double> take();
 
   // The time of its own life, which is thread t's work on one product; nothing while the profile is off.

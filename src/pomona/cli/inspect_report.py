@@ -1,5 +1,4 @@
-"""`pomona inspect MODEL --report`: what every tensor costs and loses, in the terminal, as JSON and as a
-page."""
+"""`pomona inspect MODEL --report`: what every tensor costs and loses; in the terminal, as JSON, as a page."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def _print(analysis: Analysis, out: Path | None) -> None:
                 str(module.bits),
                 f"{module.chosen.bytes:,}",
                 f"{module.chosen.relative_error:.4f}",
-                _loss(analysis.loss(module.chosen)),
+                "-" if module.fixed and analysis.has_kl else _loss(analysis.loss(module.chosen)),
                 *_time(analysis.nanoseconds(module), profile.token_ns),
             )
             for module in analysis.by_cost()

@@ -1,5 +1,4 @@
-"""What a compressed model costs and what its bits lose, tensor by tensor: the data of `pomona inspect
---report`.
+"""What a compressed model costs and what its bits lose, tensor by tensor: data of `pomona inspect --report`.
 
     report = read_report(Path("smollm2-135m-3.5bit"))
     analysis = Analysis.of(directory, report, measure_decoding(engine))
@@ -56,6 +55,7 @@ class ReportModule(BaseModel):
     bits: int
     pinned: bool
     choices: Annotated[tuple[Choice, ...], Field(min_length=1)]
+    fixed: bool = Field(default=False, exclude=True)  # no allocation decides about it
 
     @model_validator(mode="after")
     def _chosen(self) -> ReportModule:
@@ -151,8 +151,7 @@ def read_report(directory: Path) -> ReportFile:
 
 @dataclass(frozen=True)
 class TimeFit:
-    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none
-    negative.
+    """nanoseconds = fixed + per_byte * bytes + per_weight * weights through the measured modules, none < 0.
 
     Reading costs time by the byte and looking up by the weight. Where all modules have the same bits the two
     cannot be told apart, and time goes by whichever explains the head as well.
@@ -211,25 +210,55 @@ class ModuleTotals:
         return 8 * self.bytes / max(self.weights, 1)
 
 
+def _without_choice(report: ReportFile, profile: TokenProfile) -> list[ReportModule]:
+    """The tensors that a token is multiplied with and that the report has no choices of."""
+    known = {module.name for module in report.modules}
+    found = []
+    for tensor in report.tensors:
+        name = tensor.name.removesuffix(".weight")
+        if name in known or name not in profile.modules or len(tensor.shape) != 2:
+            continue
+        bits = int("".join(filter(str.isdigit, tensor.format)) or round(tensor.bits))
+        choice = Choice(bits=bits, bytes=tensor.bytes, relative_error=tensor.relative_error)
+        found.append(
+            ReportModule(
+                name=name,
+                shape=(tensor.shape[0], tensor.shape[1]),
+                kind=name.rpartition(".")[2],
+                bits=bits,
+                pinned=False,
+                choices=(choice,),
+                fixed=True,
+            )
+        )
+    return found
+
+
 @dataclass(frozen=True)
 class Analysis:
-    """A report and a profile of the same model."""
+    """A report and a profile of the same model.
+
+    modules: those of the report, and before them what is multiplied without having a choice, such as a head
+    in int8; its `kl` is None.
+    """
 
     model: str
     fingerprint: str
     report: ReportFile
+    modules: tuple[ReportModule, ...]
     profile: TokenProfile
     fit: TimeFit
 
     @classmethod
     def of(cls, model: str, fingerprint: str, report: ReportFile, profile: TokenProfile) -> Analysis:
-        timed = [module for module in report.modules if module.name in profile.modules]
+        modules = (*_without_choice(report, profile), *report.modules)
+        timed = [module for module in modules if module.name in profile.modules]
         fit = TimeFit.through(
             [module.chosen.bytes for module in timed],
             [module.weights for module in timed],
             [profile.modules[module.name] for module in timed],
         )
-        return cls(model, fingerprint, report, profile, fit)
+        return cls(model, fingerprint, report, modules, profile, fit)
 
     def nanoseconds(self, module: ReportModule) -> float:
         """Measured, per token; 0 for what multiplies nothing, such as an embedding that is not the head."""
@@ -238,27 +267,27 @@ class Analysis:
     @property
     def has_kl(self) -> bool:
         """Whether the sensitivity of every choice was measured."""
-        return all(c.kl is not None for module in self.report.modules for c in module.choices)
+        return all(c.kl is not None for m in self.modules if not m.fixed for c in m.choices)
 
     @property
     def other_bytes(self) -> int:
-        """Of the file: norms, biases, copied matrices and the header, which no allocation changes."""
-        return self.report.file_bytes - sum(module.chosen.bytes for module in self.report.modules)
+        """Of the file: norms, biases and the header."""
+        return self.report.file_bytes - sum(module.chosen.bytes for module in self.modules)
 
     @property
     def fixed_ns(self) -> float:
-        """Of a token: what no allocation changes."""
-        timed = sum(self.nanoseconds(module) for module in self.report.modules)
+        """Of a token: what belongs to no module."""
+        timed = sum(self.nanoseconds(module) for module in self.modules)
         return max(self.profile.token_ns - timed, 0.0)
 
     def by_cost(self) -> list[ReportModule]:
         """The modules, the slowest first; of equal time the largest first."""
-        return sorted(self.report.modules, key=lambda m: (-self.nanoseconds(m), -m.chosen.bytes, m.name))
+        return sorted(self.modules, key=lambda m: (-self.nanoseconds(m), -m.chosen.bytes, m.name))
 
     def totals(self) -> list[ModuleTotals]:
         """By kind, the slowest first."""
         kinds: dict[str, list[ReportModule]] = {}
-        for module in self.report.modules:
+        for module in self.modules:
             kinds.setdefault(module.kind, []).append(module)
         totals = [
             ModuleTotals(
@@ -292,15 +321,17 @@ class Analysis:
                 "fixed_ns": self.fit.fixed_ns,
                 "ns_per_byte": self.fit.ns_per_byte,
                 "ns_per_weight": self.fit.ns_per_weight,
-                "widths": sorted({module.bits for module in self.report.modules}),
+                "widths": sorted({module.bits for module in self.modules}),
                 "median_deviation": self.fit.median_deviation,
             },
-            "modules": [self._module_json(module) for module in self.report.modules],
+            "modules": [self._module_json(module) for module in self.modules],
         }
 
     def loss(self, choice: Choice) -> float:
         """What the allocation adds up: the KL, or where none was measured the relative squared error."""
-        return choice.kl if self.has_kl and choice.kl is not None else choice.relative_error**2
+        if self.has_kl:
+            return choice.kl or 0.0
+        return choice.relative_error**2
 
     def _module_json(self, module: ReportModule) -> dict[str, Any]:
         chosen, measured = module.chosen, self.nanoseconds(module)
@@ -311,6 +342,7 @@ class Analysis:
             "shape": list(module.shape),
             "bits": module.bits,
             "pinned": module.pinned,
+            "fixed": module.fixed,
             "bytes": chosen.bytes,
             "relative_error": chosen.relative_error,
             "kl": chosen.kl,

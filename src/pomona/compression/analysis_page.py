@@ -1,8 +1,8 @@
 """The analysis as one HTML file that needs nothing else: no network, no other file, no build.
 
-The page's parts lie in compression/page/ and are joined here. Scripts and styles are admitted by their hashes
-alone (Content-Security-Policy), so that nothing in a report could run even if it reached the document as
-markup.
+The page's parts lie in compression/page/ and are joined here. Scripts and styles are admitted by their
+hashes alone (Content-Security-Policy), so that nothing in a report could run even if it reached the document
+as markup.
 """
 
 from __future__ import annotations

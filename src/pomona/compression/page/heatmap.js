@@ -114,8 +114,10 @@ const SHORT = {
 };
 function short(value) {
   if (value === 0) return "0";
-  return value >= 99.5 ? value.toFixed(0) : value >= 0.095 ? value.toPrecision(2) : value >= 0.01 ? value.toFixed(2) : "<.01";
+  return value >= 99.5 ? value.toFixed(0) : value >= 0.995 ? value.toPrecision(2) : value >= 0.005 ? value.toFixed(2) : "<.01";
 }
+
+const lossCell = (choice) => (HAS_KL && choice.kl === null ? "–" : SHORT.loss.text(choice.loss));
 
 function drawMap() {
   const kind = state.colour;
@@ -128,12 +130,12 @@ function drawMap() {
     const colour = kind === "bits" ? bitsColour(value) : scaleColour(at(value));
     cell.style.background = colour;
     cell.style.color = inkOn(colour);
-    cell.textContent = kind === "bits" ? String(value) : SHORT[kind].text(value);
+    cell.textContent = kind === "bits" ? String(value) : kind === "loss" ? lossCell(choice) : SHORT[kind].text(value);
     cell.classList.toggle("pinned", state.pins.has(module.name));
     cell.classList.toggle("changed", choice.bits !== module.bits);
     cell.setAttribute("aria-selected", String(state.selected === place));
     cell.setAttribute("aria-label", `${module.name}: ${choice.bits} bits, ${formatBytes(choice.bytes)}, ${LOSS_NAME} ` +
-      `${formatLoss(choice.loss)}, ${formatTime(choice.ns)}` + (state.pins.has(module.name) ? ", pinned" : "") +
+      `${lossText(choice)}, ${formatTime(choice.ns)}` + (state.pins.has(module.name) ? ", pinned" : "") +
       (choice.bits !== module.bits ? `, in the model ${module.bits} bits` : ""));
     cell.title = cell.getAttribute("aria-label");
   }
@@ -171,7 +173,7 @@ function drawDetail() {
   for (const choice of module.choices) {
     const row = make("tr");
     const mark = choice === chosen(place) ? " ◂" : "";
-    for (const text of [`${choice.bits}${mark}`, formatBytes(choice.bytes), formatError(choice.relative_error), formatLoss(choice.loss),
+    for (const text of [`${choice.bits}${mark}`, formatBytes(choice.bytes), formatError(choice.relative_error), lossText(choice),
       `${choice.bits === module.bits ? "" : "≈ "}${formatTime(choice.ns)}`]) row.append(make("td", text));
     table.append(row);
   }
@@ -182,8 +184,11 @@ function drawDetail() {
     button.addEventListener("click", () => pin(place, bits ?? null));
     row.append(button);
   };
-  add("free", undefined);
-  for (const choice of module.choices) add(`${choice.bits} bits`, choice.bits);
-  box.replaceChildren(make("p", `${module.shape.join(" × ")}, in the model ${module.bits} bits`, { class: "quiet" }), row, table);
+  if (!module.fixed) {
+    add("free", undefined);
+    for (const choice of module.choices) add(`${choice.bits} bits`, choice.bits);
+  }
+  const note = `${module.shape.join(" × ")}, in the model ${module.bits} bits` + (module.fixed ? "; nothing to choose" : "");
+  box.replaceChildren(make("p", note, { class: "quiet" }), row, table);
   if (focused !== undefined) [...row.children].find((button) => button.dataset.bits === focused)?.focus();
 }

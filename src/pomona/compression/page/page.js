@@ -6,9 +6,16 @@ const BY_NAME = new Map(MODULES.map((module, place) => [module.name, place]));
 const HAS_KL = DATA.loss === "kl";
 const LOSS_NAME = HAS_KL ? "KL" : "squared relative error";
 const WEIGHTS = MODULES.map((module) => module.shape[0] * module.shape[1]);
+const CHOOSABLE = sumOf((module, place) => (module.fixed ? 0 : WEIGHTS[place])); // weights that a budget is about
+const FIXED_BYTES = sumOf((module) => (module.fixed ? module.bytes : 0));
+const budgetBits = (bytes) => (CHOOSABLE > 0 ? (8 * (bytes - FIXED_BYTES)) / CHOOSABLE : 0);
 const RANGE = byteRange(MODULES, new Map());
 const AS_IS = MODULES.map((module) => module.choices.findIndex((choice) => choice.bits === module.bits));
 const STEPS = 1000;
+
+function sumOf(value) {
+  return MODULES.reduce((sum, module, place) => sum + value(module, place), 0);
+}
 
 const state = {
   pins: new Map(MODULES.filter((module) => module.pinned).map((module) => [module.name, module.bits])),
@@ -35,6 +42,7 @@ function formatBytes(count) {
   return unit === 0 ? `${size} B` : `${size.toPrecision(3)} ${units[unit]}`;
 }
 const formatLoss = (value) => (value === 0 ? "0" : value >= 0.001 ? value.toPrecision(3) : value.toExponential(1));
+const lossText = (choice) => (HAS_KL && choice.kl === null ? "–" : formatLoss(choice.loss));
 const formatTime = (ns) => (ns >= 1e6 ? `${(ns / 1e6).toPrecision(3)} ms` : `${(ns / 1e3).toPrecision(3)} µs`);
 const formatError = (value) => `${(100 * value).toPrecision(3)}%`;
 const chosen = (place) => MODULES[place].choices[state.picks[place]];
@@ -82,6 +90,7 @@ function resolve() {
 
 function pin(place, bits) {
   const module = MODULES[place];
+  if (module.fixed) return say(`${module.name} has one form; no budget and no pin changes it.`);
   if (bits === null) state.pins.delete(module.name);
   else if (module.choices.some((choice) => choice.bits === bits)) state.pins.set(module.name, bits);
   else return say(`${module.name} has no choice of ${bits} bits.`);
@@ -124,22 +133,23 @@ function drawFigures() {
   const here = totals(state.picks), model = totals(AS_IS);
   const now = (text) => (state.asIs ? "the model as it is" : `as it is: ${text}`);
   figure("size", here.fileBytes, formatBytes(here.fileBytes), now(formatBytes(model.fileBytes)));
-  figure("speed", here.speed, `${here.speed.toPrecision(3)} tokens/s`, state.asIs ? "measured" : now(model.speed.toPrecision(3)));
+  figure("speed", here.speed, `${here.speed.toPrecision(3)} tokens/s`, state.asIs ? `measured${DATA.time.disturbed ? " on a busy machine" : ""}` : now(model.speed.toPrecision(3)));
   const measured = DATA.measured_kl === null ? "" : `; measured on held-out text: ${formatLoss(DATA.measured_kl)}`;
   figure("loss", here.loss, formatLoss(here.loss), now(formatLoss(model.loss)) + measured);
   figure("bits", here.projectionBits, here.projectionBits.toFixed(2), now(model.projectionBits.toFixed(2)));
   const slider = $("budget"), span = RANGE.most - RANGE.least;
   slider.value = span > 0 ? Math.round((STEPS * (state.budget - RANGE.least)) / span) : 0;
-  const bits = (8 * state.budget) / WEIGHTS.reduce((sum, count) => sum + count, 0);
+  const bits = budgetBits(state.budget);
   $("budget-value").textContent = bits.toFixed(2);
   slider.setAttribute("aria-valuetext", `${bits.toFixed(2)} bits per weight, ${formatBytes(here.fileBytes)}, ` +
     `${here.speed.toPrecision(3)} tokens per second, ${LOSS_NAME} ${formatLoss(here.loss)}`);
+  $("summary").textContent = `${formatBytes(here.fileBytes)} · ${here.speed.toPrecision(3)} tokens/s · ${HAS_KL ? "KL" : "loss"} ${formatLoss(here.loss)}`;
   drawPins();
 }
 
 function constraints(kind) {
   const pins = kind === "all"
-    ? MODULES.map((module, place) => [module.name, chosen(place).bits])
+    ? MODULES.flatMap((module, place) => (module.fixed ? [] : [[module.name, chosen(place).bits]]))
     : MODULES.filter((module) => state.pins.has(module.name)).map((module) => [module.name, state.pins.get(module.name)]);
   return `${JSON.stringify({ version: 1, pins: Object.fromEntries(pins) }, null, 2)}\n`;
 }
@@ -180,7 +190,8 @@ function explain() {
     ? "Loss is the mean KL divergence to the 16-bit model in nats per token, measured for each module alone and added up; modules together may lose more or less than the sum."
     : "No sensitivity was measured for this model: the loss shown is the sum of squared relative errors, which treats all modules alike. Compress with --allocation kl for KL.");
   if (DATA.predicted_kl !== null) lines.push(`The compression predicted ${formatLoss(DATA.predicted_kl)}` + (DATA.measured_kl === null ? "." : ` and measured ${formatLoss(DATA.measured_kl)} for the finished model.`));
-  lines.push("The budget covers every module that can have other bits; norms, biases and the file's header come on top and are counted in the size. The allocation is solved on this page, exactly unless it says otherwise. Nothing is loaded from anywhere or sent.");
+  if (RANGE.most <= RANGE.least) lines.push("The report has one choice for each module, so that there is nothing to allocate: compress with a fraction such as --bits 3.5, or with --size, to have others measured.");
+  lines.push("Bits of the budget count tables and scales. It covers every module that can have other bits; everything else in the file comes on top and is counted in the size. The allocation is solved on this page, exactly unless it says otherwise. Nothing is loaded from anywhere or sent.");
   $("how").replaceChildren(...lines.map((line) => make("li", line)));
 }
 
@@ -192,14 +203,15 @@ function setTheme(dark) {
 function begin() {
   document.title = `${DATA.model}: where the bits go`;
   $("model").textContent = DATA.model;
-  const calibration = ["source", "tokens"].filter((key) => key in DATA.calibration).map((key) => `${key} ${DATA.calibration[key]}`);
+  const { source, tokens } = DATA.calibration;
+  const calibration = [source, typeof tokens === "number" ? `${tokens.toLocaleString("en")} tokens` : null]
+    .filter((part) => part !== undefined && part !== null);
   $("facts").textContent = [`fingerprint ${DATA.fingerprint}`, `${MODULES.length} modules`, formatBytes(DATA.file_bytes),
     `before compression ${formatBytes(DATA.source_bytes)}`, ...(calibration.length ? [`calibration: ${calibration.join(", ")}`] : [])].join(" · ");
   $("loss-name").textContent = HAS_KL ? "Loss (KL, nats per token)" : "Loss (squared relative errors)";
   $("colour-loss").textContent = LOSS_NAME;
-  const weights = WEIGHTS.reduce((sum, count) => sum + count, 0);
-  $("budget-least").textContent = `${((8 * RANGE.least) / weights).toFixed(2)} bits, ${formatBytes(RANGE.least + DATA.other_bytes)}`;
-  $("budget-most").textContent = `${((8 * RANGE.most) / weights).toFixed(2)} bits, ${formatBytes(RANGE.most + DATA.other_bytes)}`;
+  $("budget-least").textContent = `${budgetBits(RANGE.least).toFixed(2)} bits, ${formatBytes(RANGE.least + DATA.other_bytes)}`;
+  $("budget-most").textContent = `${budgetBits(RANGE.most).toFixed(2)} bits, ${formatBytes(RANGE.most + DATA.other_bytes)}`;
   $("budget").disabled = RANGE.most <= RANGE.least;
   $("budget").addEventListener("input", (event) =>
     setBudget(RANGE.least + Math.round(((RANGE.most - RANGE.least) * Number(event.target.value)) / STEPS)));

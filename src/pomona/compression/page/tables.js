@@ -7,7 +7,7 @@ const COLUMNS = [
   { title: "pinned", value: (place) => state.pins.get(MODULES[place].name) ?? 0, text: (value) => (value ? `${value} bits` : "") },
   { title: "bytes", value: (place) => chosen(place).bytes, text: (value) => value.toLocaleString("en") },
   { title: "relative error", value: (place) => chosen(place).relative_error, text: formatError },
-  { title: LOSS_NAME, value: (place) => chosen(place).loss, text: formatLoss },
+  { title: LOSS_NAME, value: (place) => chosen(place).loss, text: (_, place) => lossText(chosen(place)) },
   { title: "time", value: (place) => chosen(place).ns, text: formatTime },
 ];
 const sorting = { column: COLUMNS.length - 1, down: true };
@@ -53,7 +53,7 @@ function drawTensors() {
     const row = rowOf.get(place);
     row.hidden = !MODULES[place].name.toLowerCase().includes(wanted);
     if (!row.hidden) ++count;
-    COLUMNS.forEach((column, index) => index > 0 && (row.children[index].textContent = column.text(column.value(place))));
+    COLUMNS.forEach((column, index) => index > 0 && (row.children[index].textContent = column.text(column.value(place), place)));
     if (chosen(place).bits !== MODULES[place].bits) row.lastChild.prepend("≈ ");
   }
   const focused = document.activeElement;
@@ -76,7 +76,7 @@ function drawKinds() {
     const choice = chosen(place);
     kinds.set(module.kind, {
       modules: sum.modules + 1, weights: sum.weights + WEIGHTS[place], bytes: sum.bytes + choice.bytes,
-      loss: sum.loss + choice.loss, ns: sum.ns + choice.ns,
+      loss: sum.loss + choice.loss, ns: sum.ns + choice.ns, text: lossText(choice),
     });
   });
   const all = totals(state.picks), share = (ns) => (all.ns > 0 ? formatError(ns / all.ns) : "");
@@ -89,7 +89,7 @@ function drawKinds() {
   head.append(line(["kind", "modules", "bits per weight", "bytes", LOSS_NAME, "time per token", "of the token"], "th"));
   for (const [kind, sum] of [...kinds].sort((a, b) => b[1].ns - a[1].ns))
     body.append(line([kind, String(sum.modules), ((8 * sum.bytes) / sum.weights).toFixed(2), sum.bytes.toLocaleString("en"),
-      formatLoss(sum.loss), formatTime(sum.ns), share(sum.ns)]));
+      sum.modules === 1 ? sum.text : formatLoss(sum.loss), formatTime(sum.ns), share(sum.ns)]));
   const rest = DATA.time.fixed_ns - DATA.time.attention_ns;
   body.append(line(["attention", "", "", "", "", formatTime(DATA.time.attention_ns), share(DATA.time.attention_ns)]));
   body.append(line(["the rest: norms, rounding, waiting, sampling", "", "", DATA.other_bytes.toLocaleString("en"), "", formatTime(rest), share(rest)]));
@@ -113,7 +113,7 @@ function drawCurve() {
     }
   }
   const here = totals(state.picks), model = totals(AS_IS), all = [...curvePins, here, model];
-  const x0 = 56, x1 = 704, y0 = 168, y1 = 12;
+  const x0 = 60, x1 = 1100, y0 = 190, y1 = 12;
   const sizes = all.map((point) => point.fileBytes), losses = all.map((point) => point.loss).filter((loss) => loss > 0);
   const minX = Math.min(...sizes), maxX = Math.max(...sizes, minX + 1);
   const minY = Math.min(...losses, 1e300), maxY = Math.max(...losses, minY * 1.01);
