@@ -28,7 +28,7 @@
 namespace pomona {
 
 inline constexpr float kLogSteps = 2048.0f; // a stored log probability reaches down to -32
-inline constexpr int kAttendRows = 48; // query rows of an attention task at the most
+inline constexpr int kAttendRows = 48;      // query rows of an attention task at the most
 
 struct EngineOptions {
   int threads = 1;
