@@ -70,6 +70,7 @@ from pomona.runtime.engine import Engine
 # Input columns of a table by default. The report shares tables along whole rows; small models need finer
 # ones: SmolLM2-135M loses 28% perplexity at 192 columns and 17% at 64, for 0.09 bits per weight.
 FINE_COLUMNS, COARSE_COLUMNS, SMALL_MODEL = 64, 256, 1_000_000_000
+_ERRORS = "errors.json"  # in the work folder: relative errors of what is packed
 # From a billion parameters on: tokens of calibration, and of measuring sensitivity.
 LARGE_MODEL_TOKENS, LARGE_MODEL_MEASURED = 4_096, 256
 
@@ -284,10 +285,11 @@ class _Job:
 
     def choices(self, module: str) -> list[ChoiceReport]:
         """The widths of a module with their bytes, errors and losses."""
-        measured = self._parts(module, self.measured_bits(module))[1] if module in self.kl else 0.0
+        errors = self.work.read_json(_ERRORS) or {}
         found = []
         for width in self.widths(module):
-            error = self._parts(module, width)[1]
+            error = errors[_file(module, width)]
+            measured = errors[_file(module, self.measured_bits(module))]
             kl = predict(self.kl[module], measured, error) if module in self.kl else None
             nbytes = plan_matrix(module, self.shapes[module], self.table_columns, width).nbytes
             found.append(ChoiceReport(width, nbytes, error, kl))
@@ -376,16 +378,16 @@ class _Job:
         packed = pack(self.checkpoint, plan, moments, method, self.threads)
         arrays = {name.rpartition(".")[2]: array for name, array in packed.arrays.items()}
         self.work.write_arrays(_file(module, bits), arrays)
-        errors = self.work.read_json("errors.json") or {}
-        self.work.write_json("errors.json", errors | {_file(module, bits): packed.relative_error})
+        errors = self.work.read_json(_ERRORS) or {}
+        self.work.write_json(_ERRORS, errors | {_file(module, bits): packed.relative_error})
 
     def _is_packed(self, module: str, bits: int) -> bool:
         name = _file(module, bits)
-        return (self.work.path / name).is_file() and name in (self.work.read_json("errors.json") or {})
+        return (self.work.path / name).is_file() and name in (self.work.read_json(_ERRORS) or {})
 
     def _parts(self, module: str, bits: int) -> tuple[dict[str, NDArray[Any]], float]:
         arrays = self.work.read_arrays(_file(module, bits))
-        errors = self.work.read_json("errors.json") or {}
+        errors = self.work.read_json(_ERRORS) or {}
         if arrays is None or _file(module, bits) not in errors:
             raise PomonaError(f"{self.work.path}: is damaged; delete it and start again")
         return {f"{module}.{name}": array for name, array in arrays.items()}, errors[_file(module, bits)]
