@@ -93,7 +93,7 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     watch("mlp.down_proj", gate_.data(), shape_.ffn);
     project_residual(t, l, kDown, gate_.data(), quant_ffn_);
   }
-  if (part_ != nullptr) return finish_part(t);
+  if (part_ != nullptr && !part_->logits) return finish_part(t);
   project_head(t, wanted);
 }
 
