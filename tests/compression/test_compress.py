@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pomona import _native
 from pomona.compression import compress as module
 from pomona.compression.calibrate import calibration_text
-from pomona.compression.moments import InputMoments, collect_moments
 from pomona.compression.compress import compress
+from pomona.compression.moments import InputMoments, collect_moments
 from pomona.data.builtin_text import evaluation_text
 from pomona.models.config import ModelConfig
 from pomona.models.model_directory import read_json_object
