@@ -8,8 +8,7 @@ Both sides palettise the same seven matrices at 4 bits with one table per 16 who
 relative and of all seven together: `plain` that of the weights, `weighted` with the mean squares of the
 inputs, `output` that of what the layer gives for its inputs (their full second moment). Ours is shown as
 plain k-means, the like of coremltools'; weighted; and error-compensated, which is what `pomona compress`
-does, with
-whole rows and with its default of 64 columns per table, for which coremltools has no format.
+does, with whole rows and with its default of 64 columns per table, for which coremltools has no format.
 """
 
 from __future__ import annotations

@@ -58,13 +58,13 @@ class _Server:
 
     def start(self, threads: int) -> dict[str, Any]:
         import logging
+        import os
 
+        os.environ["TQDM_DISABLE"] = "1"  # before it is imported
         import coremltools
         import torch
 
-        for name in logging.root.manager.loggerDict:  # it tells its progress, matrix by matrix
-            if name.startswith("coremltools"):
-                logging.getLogger(name).setLevel(logging.WARNING)
+        logging.disable(logging.INFO)  # it tells of every matrix
         torch.set_num_threads(threads)
         return {"coremltools": coremltools.__version__, "torch": torch.__version__}
 
