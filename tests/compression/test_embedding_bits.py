@@ -70,7 +70,8 @@ def test_every_instruction_set_reads_rows_and_head_alike(small_dir: Path, tmp_pa
         for isa in _native.available_isas().split()
     }
     for isa, logits in found.items():
-        np.testing.assert_allclose(logits, found["scalar"], rtol=1e-3, atol=1e-3, err_msg=isa)
+        # Products are equal; norms and softmax differ in the last bit, and an activation may round the other way.
+        np.testing.assert_allclose(logits, found["scalar"], rtol=0, atol=0.02, err_msg=isa)
 
 
 def test_the_engine_computes_with_the_weights_that_the_palettes_stand_for(
