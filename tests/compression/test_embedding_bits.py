@@ -70,7 +70,7 @@ def test_every_instruction_set_reads_rows_and_head_alike(small_dir: Path, tmp_pa
         for isa in _native.available_isas().split()
     }
     for isa, logits in found.items():
-        # Products are equal; norms and softmax differ in the last bit, and an activation may round the other way.
+        # Products are equal; norms and softmax differ in the last bit, and an activation may round otherwise.
         np.testing.assert_allclose(logits, found["scalar"], rtol=0, atol=0.02, err_msg=isa)
 
 
