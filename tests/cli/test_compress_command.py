@@ -58,6 +58,7 @@ def test_the_result_lies_beside_the_source_in_the_cache(
             "table_columns": None,
             "calibration": "self",
             "constraints": None,
+            "embedding_bits": None,
             "work": None,
             "threads": None,
             "overwrite": False,
