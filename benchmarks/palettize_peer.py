@@ -1,8 +1,8 @@
 """coremltools' palettisation as a peer, in a process and an environment of its own (`make coreml-setup`).
 
 Its far end gets the matrices of one layer as a file, palettises them as linear modules of one torch model
-with `PostTrainingPalettizer`, and measures the errors of what comes out with the same formula as ours. This
-file imports nothing of pomona.
+with `PostTrainingPalettizer`, and writes what came out into another, so that one piece of code measures the
+errors of all. This file imports nothing of pomona.
 """
 
 from __future__ import annotations
@@ -11,13 +11,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.peer import FarEnd, answer_requests
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 GROUP = 16  # rows that share a table
 
@@ -29,16 +25,22 @@ class CoremlPeer(FarEnd):
         """Raises BenchmarkError: no such environment."""
         super().__init__(python, "benchmarks.palettize_peer", who="coremltools", setup="coreml-setup")
         self.facts = self.ask({"do": "start", "threads": threads})
-        self.errors: dict[str, tuple[float, float]] = {}
 
     def load(self, layer: Path) -> None:
-        """layer: an .npz of matrices `w.NAME` [N, K] and importances `h.NAME` [K]."""
+        """layer: an .npz of matrices [N, K] by name."""
         self.ask({"do": "load", "layer": str(layer.absolute())})
 
-    def seconds(self, bits: int, *, workers: int, row_scales: bool) -> float:
-        """Of one palettisation; its errors are kept in `errors` under a name for the setting."""
-        answer = self.ask({"do": "palettise", "bits": bits, "workers": workers, "row_scales": row_scales})
-        self.errors[setting_name(workers, row_scales)] = (answer["plain"], answer["weighted"])
+    def seconds(self, bits: int, result: Path, *, workers: int, row_scales: bool) -> float:
+        """Of one palettisation. What the weights became goes into `result`, an .npz."""
+        answer = self.ask(
+            {
+                "do": "palettise",
+                "bits": bits,
+                "workers": workers,
+                "row_scales": row_scales,
+                "result": str(result.absolute()),
+            }
+        )
         return float(answer["seconds"])
 
 
@@ -47,38 +49,22 @@ def setting_name(workers: int, row_scales: bool) -> str:
     return f"{workers} process{'es' if workers > 1 else ''}{scales}"
 
 
-def relative_errors(
-    pairs: Sequence[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]],
-) -> tuple[float, float]:
-    """(weight, what became of it, importance) of several matrices -> relative error of all of them together:
-    sqrt(sum (w - q)^2 / sum w^2), and the same with every square times the importance of its column."""
-    plain = [0.0, 0.0]
-    weighted = [0.0, 0.0]
-    for weight, quantised, importance in pairs:
-        for index, values in enumerate((quantised - weight, weight)):
-            squares = (values.astype("float64") ** 2).sum(axis=0)
-            plain[index] += float(squares.sum())
-            weighted[index] += float(squares @ importance.astype("float64"))
-    return (plain[0] / plain[1]) ** 0.5, (weighted[0] / weighted[1]) ** 0.5
-
-
 # --- the far end -----------------------------------------------------------------------------------------
 
 
 class _Server:
     def __init__(self) -> None:
         self.weights: Mapping[str, Any] = {}
-        self.importance: Mapping[str, Any] = {}
 
     def start(self, threads: int) -> dict[str, Any]:
         import logging
+        import os
 
+        os.environ["TQDM_DISABLE"] = "1"  # before it is imported
         import coremltools
         import torch
 
-        for name in logging.root.manager.loggerDict:  # it tells its progress, matrix by matrix
-            if name.startswith("coremltools"):
-                logging.getLogger(name).setLevel(logging.WARNING)
+        logging.disable(logging.INFO)  # it tells of every matrix
         torch.set_num_threads(threads)
         return {"coremltools": coremltools.__version__, "torch": torch.__version__}
 
@@ -86,11 +72,11 @@ class _Server:
         import numpy as np
 
         with np.load(layer) as arrays:
-            self.weights = {name[2:]: arrays[name] for name in arrays.files if name.startswith("w.")}
-            self.importance = {name[2:]: arrays[name] for name in arrays.files if name.startswith("h.")}
+            self.weights = {name: arrays[name] for name in arrays.files}
         return {}
 
-    def palettise(self, bits: int, workers: int, row_scales: bool) -> dict[str, Any]:
+    def palettise(self, bits: int, workers: int, row_scales: bool, result: str) -> dict[str, Any]:
+        import numpy as np
         import torch
         from coremltools.optimize.torch.palettization import (
             PostTrainingPalettizer,
@@ -115,13 +101,10 @@ class _Server:
         )
         palettizer = PostTrainingPalettizer(modules, config)
         started = time.perf_counter()
-        result = palettizer.compress(num_kmeans_workers=workers)
+        found = palettizer.compress(num_kmeans_workers=workers)
         seconds = time.perf_counter() - started
-        found = {name: result[name].weight.detach().numpy() for name in self.weights}
-        plain, weighted = relative_errors(
-            [(weight, found[name], self.importance[name]) for name, weight in self.weights.items()]
-        )
-        return {"seconds": seconds, "plain": plain, "weighted": weighted}
+        np.savez(result, **{name: found[name].weight.detach().numpy() for name in self.weights})
+        return {"seconds": seconds}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

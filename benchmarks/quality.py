@@ -357,7 +357,7 @@ def _chunk(
                 _progress(f"{one.name}: windows {indices[0] + 1} to {indices[-1] + 1}", done, len(missing))
                 place = index - indices[0]
                 records[one.name].windows[index] = contender.compare(windows[place], file, place)
-        store.save(one.key, records[one.name], one.about)
+                store.save(one.key, records[one.name], one.about)
         _progress(f"{one.name}: windows", len(missing), len(missing))
 
 

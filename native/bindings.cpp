@@ -185,6 +185,42 @@ struct OwningEngine {
     engine->run_layers({tokens.data(), tokens.size()}, first, last, residual.data());
   }
 
+  using Residual = std::optional<Input<float, 2>>;
+
+  // The residual's data, checked against the tokens; null where none is read.
+  const float* residual_of(const Residual& residual, std::size_t tokens, int first) const {
+    if (first == 0) return nullptr;
+    if (!residual || residual->shape(0) != tokens ||
+        residual->shape(1) != static_cast<std::size_t>(engine->shape().hidden))
+      throw std::invalid_argument("the residual stream must be of shape [tokens, hidden]");
+    return residual->data();
+  }
+
+  Array<std::uint16_t> distributions(Input<std::int32_t, 1> tokens, int first, const Residual& residual) {
+    const float* from = residual_of(residual, tokens.size(), first);
+    const std::size_t vocab = engine->shape().vocab;
+    std::vector<std::uint16_t> out(tokens.size() * vocab);
+    {
+      const nb::gil_scoped_release release;
+      engine->distributions({tokens.data(), tokens.size()}, first, from, out.data());
+    }
+    return to_numpy(std::move(out), {tokens.size(), vocab});
+  }
+
+  Array<double> divergences(Input<std::int32_t, 1> tokens, Input<std::uint16_t, 2> reference, int first,
+                            const Residual& residual) {
+    const float* from = residual_of(residual, tokens.size(), first);
+    if (reference.shape(0) != tokens.size() ||
+        reference.shape(1) != static_cast<std::size_t>(engine->shape().vocab))
+      throw std::invalid_argument("the reference must be of shape [tokens, vocab]");
+    std::vector<double> out(tokens.size());
+    {
+      const nb::gil_scoped_release release;
+      engine->divergences({tokens.data(), tokens.size()}, first, from, reference.data(), out.data());
+    }
+    return to_numpy(std::move(out), {tokens.size()});
+  }
+
   // name -> (rows, sums of x_k^2 [K], sums of x_j x_k [K, K] or None)
   nb::dict take_moments() const {
     std::map<std::string, Moments> moments;
@@ -351,6 +387,10 @@ NB_MODULE(_native, m) {
           },
           "modules"_a, "products"_a, unlocked)
       .def("run_layers", &OwningEngine::run_layers, "tokens"_a, "first"_a, "last"_a, "residual"_a)
+      .def("distributions", &OwningEngine::distributions, "tokens"_a, "first"_a,
+           "residual"_a.none() = nb::none())
+      .def("divergences", &OwningEngine::divergences, "tokens"_a, "reference"_a, "first"_a,
+           "residual"_a.none() = nb::none())
       .def("take_moments", &OwningEngine::take_moments)
       .def(
           "profile", [](OwningEngine& e, bool on) { e.engine->profile(on); }, "on"_a, unlocked)

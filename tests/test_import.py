@@ -69,6 +69,8 @@ def test_importing_loads_nothing_heavy() -> None:
         "pomona.runtime.session",
         "pomona.runtime.remote",
         "pomona.compression.compress",
+        "pomona.compression.recover",
+        "pomona.cli.recover",
         "pomona.evaluation.perplexity",
         "pomona.models.store",
         "pomona.models.import_gguf",

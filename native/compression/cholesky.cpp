@@ -106,7 +106,7 @@ std::vector<float> damped_cholesky(const Damped& damped, std::span<const std::in
   for (const float v : a)
     if (!std::isfinite(v)) throw std::invalid_argument("the second moment holds a value that is not finite");
   if (!Cholesky(a, static_cast<int>(n), std::clamp(threads, 1, 1024)).run())
-    throw std::domain_error("the second moment is not positive definite; damp it more");
+    throw std::runtime_error("the second moment is not positive definite; damp it more");
   for (std::size_t i = 0; i < n; ++i) std::fill(a.begin() + i * n + i + 1, a.begin() + (i + 1) * n, 0.0f);
   return a;
 }

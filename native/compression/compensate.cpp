@@ -33,7 +33,7 @@ class Compensator {
  public:
   Compensator(std::span<const float> weights, int cols, const Damped& damped, std::span<const float> factor,
               std::span<const std::int32_t> order, int bits, int table_cols, const CompensateOptions& options,
-              Palettes& palettes)
+              const Palettes& start, Palettes& palettes)
       : weights_(weights),
         cols_(cols),
         damped_(damped),
@@ -45,6 +45,7 @@ class Compensator {
         tables_(cols / table_cols),
         options_(options),
         kernels_(select_kernels("auto")),
+        start_(start),
         out_(palettes),
         errors_(palettes.groups),
         norms_(palettes.groups) {}
@@ -80,6 +81,7 @@ class Compensator {
       lanes_ = (g1 - g0) * kGroupRows;
       load(g0, g1);
       std::vector<Group> best = groups_; // by the damped error; the k-means at first
+      for (std::size_t i = 0; i < groups_.size(); ++i) take_tables(all_.start_, g0 + i, groups_[i]);
       for (int round = 0; round < all_.options_.rounds; ++round) {
         for (std::size_t i = 0; i < groups_.size(); ++i) unpack_tables(i);
         assign();
@@ -122,14 +124,10 @@ class Compensator {
         for (int k = 0; k < cols_; ++k) w_[at(k) + lane] = row[k];
       }
       const Palettes& seed = all_.out_;
-      const std::size_t tables = all_.tables_;
       for (std::size_t i = 0; i < count; ++i) {
         Group& group = groups_[i];
         const std::size_t g = g0 + i;
-        group.entries.assign(seed.entries.begin() + g * tables * colors_,
-                             seed.entries.begin() + (g + 1) * tables * colors_);
-        group.table_scales.assign(seed.table_scales.begin() + g * tables,
-                                  seed.table_scales.begin() + (g + 1) * tables);
+        take_tables(seed, g, group);
         std::copy_n(seed.row_scales.begin() + g * kGroupRows, kGroupRows, group.row_scales.begin());
         group.codes.resize(static_cast<std::size_t>(cols_) * kGroupRows);
         const std::uint8_t* packed = seed.indices.data() + g * cols_ * 2 * all_.bits_;
@@ -152,6 +150,14 @@ class Compensator {
         all_.errors_[g0 + i] = seeds_[i];
         all_.norms_[g0 + i] = norm;
       }
+    }
+
+    void take_tables(const Palettes& from, std::size_t g, Group& group) const {
+      const std::size_t tables = all_.tables_;
+      group.entries.assign(from.entries.begin() + g * tables * colors_,
+                           from.entries.begin() + (g + 1) * tables * colors_);
+      group.table_scales.assign(from.table_scales.begin() + g * tables,
+                                from.table_scales.begin() + (g + 1) * tables);
     }
 
     void unpack_tables(std::size_t i) {
@@ -425,7 +431,8 @@ class Compensator {
   int bits_, colors_, table_cols_, tables_;
   const CompensateOptions& options_;
   const Kernels& kernels_;
-  Palettes& out_; // the k-means, group by group replaced by what is better
+  const Palettes& start_; // whose tables the first assignment takes
+  Palettes& out_;         // the k-means, group by group replaced by what is better
   std::vector<double> errors_, norms_;
 };
 
@@ -448,7 +455,18 @@ Palettes compensate(std::span<const float> weights, int rows, int cols, std::spa
   }
   for (const float v : damped.moment)
     if (!std::isfinite(v)) throw std::invalid_argument("the second moment holds a value that is not finite");
-  Compensator(weights, cols, damped, factor, order, bits, table_cols, options, palettes).run();
+  // A column's error is made good by those that are rounded later; what remains of it counts as the square of
+  // the factor's diagonal says. Tables that are fitted to that are the better start.
+  std::vector<float> remaining(n);
+  double mean = 0.0;
+  for (std::size_t i = 0; i < n; ++i) {
+    const double d = factor[i * n + i];
+    remaining[order[i]] = static_cast<float>(d * d);
+    mean += d * d / static_cast<double>(n);
+  }
+  for (float& r : remaining) r = std::max(static_cast<float>(r / mean), 1e-6f);
+  const Palettes start = palettize(weights, rows, cols, remaining, bits, table_cols, options.threads);
+  Compensator(weights, cols, damped, factor, order, bits, table_cols, options, start, palettes).run();
   return palettes;
 }
 

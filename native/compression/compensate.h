@@ -28,7 +28,7 @@ struct CompensateOptions {
 
 // The lower factor L, L L^T = the damped moment with rows and columns in `order`; above the diagonal are
 // zeros. [cols][cols]. std::invalid_argument for sizes that do not fit and values that are not finite;
-// std::domain_error where the matrix is not positive definite in float32: damp it more.
+// std::runtime_error where the matrix is not positive definite in float32: damp it more.
 std::vector<float> damped_cholesky(const Damped& damped, std::span<const std::int32_t> order, int threads);
 
 // weights [rows][cols]. importance [cols]: for the k-means that the tables begin with. factor and order: see

@@ -27,7 +27,8 @@
 
 namespace pomona {
 
-inline constexpr int kAttendRows = 48; // query rows of an attention task at the most
+inline constexpr float kLogSteps = 2048.0f; // a stored log probability reaches down to -32
+inline constexpr int kAttendRows = 48;      // query rows of an attention task at the most
 
 struct EngineOptions {
   int threads = 1;
@@ -89,6 +90,14 @@ class Engine {
   // enters layer `first` (not read when it is 0) and then what leaves layer last - 1. With `last` one more
   // than there are layers, the final norm runs too: the head's input is observed, no logits are made.
   void run_layers(std::span<const std::int32_t> tokens, int first, int last, float* residual);
+  // What the model says after each token of a text from its beginning: out [tokens][vocab] holds -log p in
+  // units of 1 / kLogSteps nats, at most 65535 of them. residual: what enters layer `first`, as run_layers()
+  // leaves it; not read when `first` is 0.
+  void distributions(std::span<const std::int32_t> tokens, int first, const float* residual,
+                     std::uint16_t* out);
+  // out[i]: the KL, in nats, of what this model says after token i from what distributions() gave of another.
+  void divergences(std::span<const std::int32_t> tokens, int first, const float* residual,
+                   const std::uint16_t* reference, double* out);
 
   // From now on steps measure where their time goes; off: no longer. take_profile(): Profile::take().
   void profile(bool on);
@@ -233,11 +242,14 @@ class Engine {
   int partial_chunks_ = 0;                                     // chunks of the longest split run
   std::vector<float> partial_max_, partial_sum_, partial_out_; // [split rows][heads][partial_chunks_]([D])
 
-  // Of run_layers(): which layers, where the residual stream is kept, what is added up.
+  // Of run_layers() and its kin: which layers, and where the residual stream is kept.
   struct Part {
     int first, last;
-    float* residual; // of the batch
+    float* residual;     // of the batch
+    bool logits = false; // goes on to the head, and leaves `residual` as it is
   };
+  void run_part(std::span<const std::int32_t> tokens, const Part& part,
+                const std::function<void(std::size_t token, const float* logits)>& use);
   const Part* part_ = nullptr; // in other calls: all layers
   std::map<std::string, Moments> moments_;
   std::vector<float> panels_; // the observed rows as [cols / 64][rows][64]

@@ -47,8 +47,9 @@ void Engine::each_row(int t, int count, F&& work) {
 void Engine::forward(const Wanted& wanted) {
   const int m = static_cast<int>(rows_.size());
   quant_hidden_.rows = quant_attended_.rows = quant_ffn_.rows = m;
-  next_task_.store(0);
   plan_attention();
+  // Layer by layer the count goes on from what the layers before would have left.
+  next_task_.store((part_ != nullptr ? part_->first : 0) * (static_cast<int>(tasks_.size()) + pool_.size()));
   plan_adapters();
   pool_.run([&](int t) { forward_thread(t, wanted); });
 }
@@ -93,7 +94,7 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     watch("mlp.down_proj", gate_.data(), shape_.ffn);
     project_residual(t, l, kDown, gate_.data(), quant_ffn_);
   }
-  if (part_ != nullptr) return finish_part(t);
+  if (part_ != nullptr && !part_->logits) return finish_part(t);
   project_head(t, wanted);
 }
 

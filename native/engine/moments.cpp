@@ -1,5 +1,6 @@
 // Calibration: a text runs through some of the layers, and what their linear layers read is added up.
 #include <algorithm>
+#include <functional>
 #include <memory>
 #include <stdexcept>
 #include <utility>
@@ -50,6 +51,13 @@ void Engine::run_layers(std::span<const std::int32_t> tokens, int first, int las
   const std::lock_guard lock(mutex_);
   if (first < 0 || first >= last || last > shape_.layers + 1)
     throw std::invalid_argument("no such range of layers");
+  run_part(tokens, {first, last, residual}, nullptr);
+}
+
+// A fresh text through the layers of `part`, whose residual belongs to the whole text. `use`: what to do with
+// the logits of a token; without it there are none.
+void Engine::run_part(std::span<const std::int32_t> tokens, const Part& part,
+                      const std::function<void(std::size_t token, const float* logits)>& use) {
   auto it = std::find_if(sequences_.begin(), sequences_.end(), [](const Sequence& s) { return !s.used; });
   if (it == sequences_.end()) it = sequences_.emplace(sequences_.end());
   it->used = true;
@@ -60,14 +68,20 @@ void Engine::run_layers(std::span<const std::int32_t> tokens, int first, int las
     sequences_[*s] = Sequence{};
   };
   const std::unique_ptr<const int, decltype(close)> guard(&id, close);
-  const Wanted nothing;
   const std::size_t step = options_.batch_tokens;
   for (std::size_t start = 0; start < tokens.size(); start += step) {
     const auto chunk = tokens.subspan(start, std::min(step, tokens.size() - start));
     append(std::vector{StepInput{id, {chunk.begin(), chunk.end()}, {}, {}}}, false);
-    const Part part{first, last, residual + start * shape_.hidden};
-    part_ = &part;
-    forward(nothing);
+    Part here = part;
+    if (here.residual != nullptr) here.residual += start * shape_.hidden;
+    here.logits = use != nullptr;
+    part_ = &here;
+    Wanted wanted;
+    if (use) {
+      for (int i = 0; i < static_cast<int>(chunk.size()); ++i) wanted.rows.push_back(i);
+      wanted.use = [&](int index, const float* logits) { use(start + index, logits); };
+    }
+    forward(wanted);
   }
 }
 

@@ -96,6 +96,44 @@ TEST_CASE("logits have the same bits for any chunks and threads, on every instru
   }
 }
 
+TEST_CASE("divergences are those of the logits, from the beginning and from any layer") {
+  const ModelShape shape = small_shape();
+  Random random(22);
+  const Tokens tokens = random_tokens(shape, 70, random);
+  const std::size_t count = tokens.size(), vocab = shape.vocab;
+  const Tensors model = random_model(shape, 7, Format::palette, true),
+                other = random_model(shape, 8, Format::palette);
+  Engine engine(shape, model.map(), options("auto", 3)), changed(shape, other.map(), options("auto", 2));
+  std::vector<std::uint16_t> whole(count * vocab), part(count * vocab);
+  engine.distributions(tokens, 0, nullptr, whole.data());
+  std::vector<double> kl(count);
+  changed.divergences(tokens, 0, nullptr, whole.data(), kl.data());
+  const Floats p = logits(engine, tokens, nullptr, 512), q = logits(changed, tokens, nullptr, 512);
+  for (std::size_t i = 0; i < count; ++i) {
+    double p_sum = 0.0, q_sum = 0.0, expected = 0.0;
+    for (std::size_t v = 0; v < vocab; ++v) {
+      p_sum += std::exp(static_cast<double>(p[i * vocab + v]));
+      q_sum += std::exp(static_cast<double>(q[i * vocab + v]));
+    }
+    for (std::size_t v = 0; v < vocab; ++v) {
+      const double log_p = p[i * vocab + v] - std::log(p_sum), log_q = q[i * vocab + v] - std::log(q_sum);
+      expected += std::exp(log_p) * (log_p - log_q);
+    }
+    CHECK(std::fabs(kl[i] - expected) < 1e-4 * (1.0 + expected));
+  }
+  Floats residual(count * shape.hidden);
+  for (int l = 0; l < shape.layers; ++l) {
+    engine.run_layers(tokens, l, l + 1, residual.data());
+    engine.distributions(tokens, l + 1, residual.data(), part.data());
+    CHECK(part == whole);
+  }
+  CHECK_THROWS_AS(engine.distributions(tokens, shape.layers + 1, residual.data(), part.data()),
+                  std::invalid_argument);
+  CHECK_THROWS_AS(engine.divergences(tokens, -1, residual.data(), part.data(), kl.data()),
+                  std::invalid_argument);
+  CHECK(engine.free_tokens() == engine.kv_tokens());
+}
+
 TEST_CASE("a mixed batch says what every request says alone") {
   const ModelShape shape = small_shape();
   const Tensors model = random_model(shape, 8, Format::palette, true);

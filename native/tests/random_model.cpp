@@ -141,7 +141,9 @@ Tensors random_model(const ModelShape& s, std::uint64_t seed, Format format, boo
     for (float& v : values) v += 1.0f;
     tensors.add_floats(name, DType::f32, {size}, values);
   };
-  add_matrix(tensors, "model.embed_tokens", Format::int8, s.vocab, s.hidden, 0, 0, random);
+  const bool palette = mixed && s.hidden % kBlock == 0;
+  add_matrix(tensors, "model.embed_tokens", palette ? Format::palette : Format::int8, s.vocab, s.hidden,
+             palette ? 3 : 0, palette ? kBlock : 0, random);
   for (int l = 0; l < s.layers; ++l) {
     const std::string prefix = "model.layers." + std::to_string(l) + ".", attention = prefix + "self_attn.";
     matrix(attention + "q_proj", s.q_rows(), s.hidden);

@@ -77,7 +77,8 @@ ModelShape small_shape();
 // Smaller yet, for the fuzzers: most of the time should go into the engine's bookkeeping.
 ModelShape tiny_shape();
 
-// Layers of `format`; `mixed`: the formats take turns. Palettes of 4, 3 and 2 bits, the embedding in int8.
+// Layers of `format`; `mixed`: the formats take turns. Palettes of 4, 3 and 2 bits; the embedding in int8, or
+// a palette of 3 bits when mixed.
 Tensors random_model(const ModelShape& shape, std::uint64_t seed, Format format, bool mixed = false);
 
 struct AdapterParts {

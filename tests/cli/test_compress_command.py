@@ -58,6 +58,7 @@ def test_the_result_lies_beside_the_source_in_the_cache(
             "table_columns": None,
             "calibration": "self",
             "constraints": None,
+            "embedding_bits": None,
             "work": None,
             "threads": None,
             "overwrite": False,
@@ -130,12 +131,13 @@ def test_every_option_reaches_the_compressor(
     text.write_text("words")
     out = tmp_path / "out"
     line = f"--out {out} --bits 2 --table-columns 192 --calibration {text} --threads 2 --overwrite "
-    line += f"--method weighted --allocation error --constraints {text} --work {tmp_path / 'w'}"
+    line += f"--method weighted --allocation error --constraints {text} --work {tmp_path / 'w'} "
+    line += "--embedding-bits 3"
     assert pomona("compress", "smol", *line.split()).code == 0
     (call,) = compressed
     assert call["target"] == out
     assert (call["bits"], call["table_columns"], call["calibration"]) == (2, 192, str(text))
-    assert (call["method"], call["allocation"]) == ("weighted", "error")
+    assert (call["method"], call["allocation"], call["embedding_bits"]) == ("weighted", "error", 3)
     assert (call["constraints"], call["work"]) == (text, tmp_path / "w")
     assert (call["threads"], call["overwrite"]) == (2, True)
 

@@ -43,6 +43,26 @@ def test_what_cannot_be_meant_is_refused(tmp_path: Path, content: Any, message: 
         read_constraints(write(tmp_path / "c.json", content), MODULES)
 
 
+def test_yaml_says_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("version: 1\npins:\n  '*.down_proj': 4\n  model.layers.1.*: 8\n")
+    assert read_constraints(path, MODULES) == {
+        "model.layers.0.mlp.down_proj": 4,
+        "model.layers.1.mlp.down_proj": 8,
+    }
+
+
+@pytest.mark.parametrize(
+    "content", ["", "- 1\n", "a: [", "version: 1\npins:\n  4: 4\n", "!!python/object:x {}"]
+)
+def test_yaml_that_says_nothing_is_one_line(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "c.yml"
+    path.write_text(content)
+    with pytest.raises(PomonaError, match=r"c\.yml") as caught:
+        read_constraints(path, MODULES)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_missing_file_and_no_json_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PomonaError, match=r"none\.json"):
         read_constraints(tmp_path / "none.json", MODULES)

@@ -78,6 +78,8 @@ def test_the_kl_falls_and_the_adapter_says_how_it_was_made(
     assert report.kl < 0.8 * report.start_kl
     assert report.closed == pytest.approx(1 - report.kl / report.start_kl)
     assert list(report.curve) == seen and len(seen) > 3
+    assert [point.step for point in seen[:2]] == [0, 0]  # the base alone, and the adapter before training
+    assert seen[1].held_out_kl < seen[0].held_out_kl
     assert report.directory == base / "adapters" / "recovery"
     record = json.loads((report.directory / "pomona.json").read_text())
     assert record["base_fingerprint"] == report.base_fingerprint == describe(base).fingerprint
@@ -185,6 +187,12 @@ def test_a_run_can_be_begun_anew(
         run(resume=True, overwrite=True)
 
 
+def test_a_start_without_residuals_is_the_base_itself(run: Callable[..., Any]) -> None:
+    report = run(train=replace(TRAIN, start="zero"))
+    assert [point.step for point in report.curve[:2]] == [0, 4]
+    assert report.kl < report.start_kl
+
+
 def test_a_time_budget_ends_the_run(run: Callable[..., Any]) -> None:
     report = run(train=replace(TRAIN, passes=1000, minutes=0.02))
     assert report.stopped == "time" and report.seconds < 30
@@ -199,7 +207,7 @@ def test_patience_ends_the_run(run: Callable[..., Any], monkeypatch: pytest.Monk
 
 
 def test_nothing_is_written_when_nothing_was_gained(run: Callable[..., Any], base: Path) -> None:
-    report = run(train=replace(TRAIN, lr=30.0))
+    report = run(train=replace(TRAIN, lr=30.0, start="zero"))
     assert report.kl == report.start_kl and report.last_kl > report.start_kl
     assert report.directory is None and not (base / "adapters").exists()
 

@@ -11,9 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from pomona.compression.compress import compress
-from pomona.compression.packing import pack, plan_projection
+from pomona.compression.packing import pack, plan_matrix
 from pomona.compression.sensitivity import Reference, measure, predict
 from pomona.compression.work import WorkFolder
+from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
 from pomona.models.safetensors_file import Checkpoint
 from pomona.runtime.engine import Engine
@@ -22,9 +23,10 @@ WINDOWS = [list(range(3, 120)), list(range(40, 90))]
 
 
 def packed_module(directory: Path, module: str, bits: int) -> Mapping[str, NDArray[Any]]:
-    shape = ModelConfig.from_directory(directory).linear_shapes()[module]
+    config = ModelConfig.from_directory(directory)
+    rows, columns = config.tensor_shapes()[f"{module}.weight"]
     with Checkpoint(directory) as checkpoint:
-        found = pack(checkpoint, plan_projection(module, shape, 64, bits), None, "kmeans", 1)
+        found = pack(checkpoint, plan_matrix(module, (rows, columns), 64, bits), None, "kmeans", 1)
         return {name: array.copy() for name, array in found.arrays.items()}
 
 
@@ -41,8 +43,51 @@ def test_the_kl_is_that_of_the_definition(tiny_dir: Path, tmp_path: Path) -> Non
     for window in WINDOWS:
         log_p, log_q = log_softmax(plain.logits(window)), log_softmax(packed.logits(window))
         expected.extend((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
-    assert Reference.of(plain, WINDOWS).kl(packed) == pytest.approx(np.mean(expected), rel=1e-3)
+    assert Reference.of(plain, WINDOWS).kl(packed) == pytest.approx(np.mean(expected), rel=1e-4)
     assert abs(Reference.of(plain, WINDOWS).kl(plain)) < 1e-6
+
+
+def test_stored_distributions_are_those_of_the_logits(tiny_dir: Path) -> None:
+    engine = Engine.load(tiny_dir, threads=2)
+    stored = engine.distributions(WINDOWS[0])
+    exact = log_softmax(engine.logits(WINDOWS[0]))
+    assert (stored.dtype, stored.shape) == (np.dtype(np.uint16), exact.shape)
+    np.testing.assert_allclose(stored / -2048.0, np.maximum(exact, -32), atol=0.6 / 2048)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_from_what_enters_a_layer_the_answers_are_those_of_the_whole(tiny_dir: Path, threads: int) -> None:
+    """Bit for bit, in several native steps, from every layer and from the head alone."""
+    engine = Engine.load(tiny_dir, threads=threads)
+    ids = [number * 7 % 250 for number in range(700)]
+    whole = engine.distributions(ids)
+    residual = np.zeros((len(ids), engine.config.hidden_size), np.float32)
+    for layer in range(engine.config.num_hidden_layers):
+        engine.run_layers(ids, layer, layer + 1, residual)
+        before = residual.copy()
+        np.testing.assert_array_equal(engine.distributions(ids, layer + 1, residual), whole)
+        assert engine.divergences(ids, whole, layer + 1, residual).max() < 1e-5
+        np.testing.assert_array_equal(residual, before)
+
+
+def test_what_does_not_fit_is_refused_and_the_engine_goes_on(tiny_dir: Path) -> None:
+    engine = Engine.load(tiny_dir, threads=1)
+    ids = WINDOWS[0]
+    reference = engine.distributions(ids)
+    residual = np.zeros((len(ids), engine.config.hidden_size), np.float32)
+    for call in (
+        lambda: engine.divergences(ids, reference[:-1]),
+        lambda: engine.divergences(ids, np.ascontiguousarray(reference[:, :-1])),
+        lambda: engine.divergences(ids, reference, 1),
+        lambda: engine.divergences(ids, reference, 1, residual[:-1]),
+        lambda: engine.divergences(ids, reference, engine.config.num_hidden_layers + 1, residual),
+        lambda: engine.distributions(ids, -1, residual),
+        lambda: engine.distributions([engine.config.vocab_size]),
+        lambda: engine.distributions(range(engine.config.max_position_embeddings + 1)),
+    ):
+        with pytest.raises(PomonaError):
+            call()
+    np.testing.assert_array_equal(engine.distributions(ids), reference)
 
 
 def test_a_replaced_module_is_the_only_one_that_changes(tiny_dir: Path, tmp_path: Path) -> None:
@@ -60,23 +105,23 @@ def test_a_replaced_module_is_the_only_one_that_changes(tiny_dir: Path, tmp_path
 
 
 def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: Path) -> None:
-    modules = list(ModelConfig.from_directory(tiny_dir).linear_shapes())[:3]
+    modules = dict.fromkeys(list(ModelConfig.from_directory(tiny_dir).linear_shapes())[:3], 2)
     asked: list[str] = []
 
-    def packed(module: str) -> Mapping[str, NDArray[Any]]:
+    def packed(module: str, bits: int) -> Mapping[str, NDArray[Any]]:
         asked.append(module)
         if len(asked) == 3:
             raise KeyboardInterrupt
-        return packed_module(tiny_dir, module, 2)
+        return packed_module(tiny_dir, module, bits)
 
     work = WorkFolder(tmp_path / "work", {"n": 1})
     with pytest.raises(KeyboardInterrupt):
         measure(tiny_dir, packed, modules, WINDOWS, work, threads=1)
     found = measure(tiny_dir, packed, modules, WINDOWS, WorkFolder(tmp_path / "work", {"n": 1}), threads=1)
-    assert asked == [*modules, modules[2]]
+    assert asked == [*modules, [*modules][2]]
     fresh = measure(
         tiny_dir,
-        lambda module: packed_module(tiny_dir, module, 2),
+        lambda module, bits: packed_module(tiny_dir, module, bits),
         modules,
         WINDOWS,
         WorkFolder(tmp_path / "other", {"n": 1}),
@@ -84,6 +129,26 @@ def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: 
     )
     assert found == fresh
     assert all(kl > 0 for kl in found.values())
+    again = measure(tiny_dir, packed, dict.fromkeys(modules, 3), WINDOWS, work, threads=1)
+    assert len(asked) == 7  # another width is another measurement
+    assert all(again[module] < found[module] for module in modules)
+
+
+def test_layers_head_and_embedding_are_measured_as_in_a_whole_run(tiny_dir: Path, tmp_path: Path) -> None:
+    """What is kept between the layers changes nothing: each KL is that of the changed model run alone."""
+    modules = dict.fromkeys(["model.embed_tokens", *ModelConfig.from_directory(tiny_dir).linear_shapes()], 3)
+    found = measure(
+        tiny_dir,
+        lambda module, bits: packed_module(tiny_dir, module, bits),
+        modules,
+        WINDOWS,
+        WorkFolder(tmp_path / "work", {}),
+        threads=2,
+    )
+    reference = Reference.of(Engine.load(tiny_dir, threads=1), WINDOWS)
+    for module in modules:
+        replaced = {module: packed_module(tiny_dir, module, 3)}
+        assert found[module] == reference.kl(Engine.load(tiny_dir, threads=1, replaced=replaced))
 
 
 def test_at_other_widths_the_loss_goes_with_the_square_of_the_error(tiny_dir: Path, tmp_path: Path) -> None:

@@ -281,7 +281,7 @@ def adapted(smollm2_4bit_dir: Path, tmp_path_factory: pytest.TempPathFactory) ->
     shutil.copytree(smollm2_4bit_dir, directory)
     config = Engine.load(directory, huge_pages=False).config
     for seed, name in enumerate(("recovery", "reply", "summarize")):
-        write_adapter(directory / "adapters" / name, config, seed=seed, modules=["q_proj", "o_proj"])
+        write_adapter(directory / "adapters" / name, config, seed=seed)
     return directory
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import NoneType
+from types import FunctionType, NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from typer.models import ArgumentInfo, OptionInfo
@@ -46,9 +46,13 @@ def quick_arguments(command: Callable[..., None], words: Sequence[str]) -> dict[
         else:
             return None
     try:
-        return _read(options, places, list(words))
+        found = _read(options, places, list(words))
     except _UnusualError:
         return None
+    assert isinstance(command, FunctionType)
+    code = command.__code__
+    needed = code.co_varnames[: code.co_argcount - len(command.__defaults__ or ())]
+    return found if all(name in found for name in needed) else None
 
 
 def _read(

@@ -27,7 +27,7 @@ from pomona.cli.common import (
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
-    from pomona.compression.compress import Allocation
+    from pomona.compression.options import Allocation
     from pomona.compression.palettize import Method
 
 app = new_app()
@@ -38,6 +38,7 @@ app = new_app()
         "pomona compress smollm2-135m",
         "pomona compress smollm2-135m --bits 3.5",
         "pomona compress smollm2-135m --size 70MB --name smol-70mb",
+        "pomona compress smollm2-135m --bits 3.5 --embedding-bits 4",
         "pomona compress smollm2-135m --max-kl 0.1 --constraints pins.json",
         "pomona compress ./my-model --out ./my-model-4bit --calibration notes.txt",
     )
@@ -76,6 +77,15 @@ def compress(
             help="Budget of loss instead: predicted nats per token, such as 0.1; as small as that allows.",
         ),
     ] = None,
+    embedding_bits: Annotated[
+        int | None,
+        typer.Option(
+            "--embedding-bits",
+            metavar="8|4|3",
+            help="Of the embedding, which is the head too in most models.",
+            show_default="8; part of the choice with --size and --max-kl",
+        ),
+    ] = None,
     method: Annotated[
         str | None,
         typer.Option(
@@ -101,7 +111,7 @@ def compress(
         typer.Option(
             "--constraints",
             metavar="FILE",
-            help="JSON file that pins the bits of modules (docs/compress.md).",
+            help="JSON or YAML file that pins the bits of modules (docs/compress.md).",
         ),
     ] = None,
     table_columns: Annotated[
@@ -135,7 +145,7 @@ def compress(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Palettise the projections of a model and store its embedding as int8."""
+    """Palettise a model: projections, and its embedding as int8 or palettes."""
     if out is not None and name is not None:
         raise PomonaError("--out and --name: both say where the result goes; give one of them")
     if name is not None and (Path(name).name != name or name.startswith(".")):
@@ -171,6 +181,7 @@ def compress(
             table_columns=table_columns,
             calibration=calibration,
             constraints=constraints,
+            embedding_bits=embedding_bits,
             work=work,
             threads=threads,
             progress=progress.update,

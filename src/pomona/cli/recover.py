@@ -24,6 +24,7 @@ from pomona.cli.common import (
     print_json,
     print_pairs,
 )
+from pomona.compression.training.options import Start
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ Rank = Literal["8", "16", "32"]
 @app.command(
     epilog=examples(
         "pomona recover smollm2-135m-3.5bit --teacher smollm2-135m",
-        "pomona recover smollm2-135m-3.5bit --teacher smollm2-135m --text notes.txt --minutes 30",
+        "pomona recover smollm2-135m-3.5bit --teacher smollm2-135m --tokens 100000 --text notes.txt",
+        "pomona recover smollm2-135m-3.5bit --teacher smollm2-135m --rank 8 --minutes 30",
         "pomona recover smollm2-135m-3.5bit --teacher smollm2-135m --resume",
         "pomona recover smollm2-135m-3.5bit --teacher smollm2-135m --tables --name smollm2-135m-recovered",
     )
@@ -80,12 +82,19 @@ def recover(
     ] = None,
     tokens: Annotated[
         int, typer.Option("--tokens", min=0, help="Tokens that the 16-bit model writes to train on.")
-    ] = 1_000_000,
-    passes: Annotated[int, typer.Option("--passes", min=1, help="Times that the text is read.")] = 2,
+    ] = 400_000,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="Times that the text is read.")] = 3,
     minutes: Annotated[
         float | None,
         typer.Option("--minutes", min=0.01, help="Time for the training loop.", show_default="no limit"),
     ] = None,
+    start: Annotated[
+        Start,
+        typer.Option(
+            "--start",
+            help="First values of the adapter: the best answer to what compression changed, or none.",
+        ),
+    ] = "residual",
     lr: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 1e-3,
     window: Annotated[int, typer.Option("--window", min=16, help="Tokens of one training text.")] = 512,
     batch: Annotated[int, typer.Option("--batch", min=1, help="Windows in memory at a time.")] = 4,
@@ -136,7 +145,14 @@ def recover(
             target=target,
             text=TextOptions(tokens=tokens, window=window, files=tuple(text or ())),
             train=TrainOptions(
-                rank=int(rank), tables=tables, passes=passes, minutes=minutes, lr=lr, batch=batch, seed=seed
+                rank=int(rank),
+                tables=tables,
+                start=start,
+                passes=passes,
+                minutes=minutes,
+                lr=lr,
+                batch=batch,
+                seed=seed,
             ),
             resume=resume,
             restart=restart,

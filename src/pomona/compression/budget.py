@@ -9,8 +9,6 @@ from pomona.compression.allocate import Choice, allocate, allocate_for_loss, lea
 from pomona.compression.report import ChoiceReport
 from pomona.errors import PomonaError
 
-HEADER_BYTES = 96 * 1024  # of a weights file at most, for a few hundred tensors
-
 
 class BudgetError(PomonaError):
     """A budget that no allocation meets; the message says what can be reached."""
@@ -28,11 +26,10 @@ class Budget:
 def choose(
     choices: Mapping[str, Sequence[ChoiceReport]], budget: Budget, weights: int, other_bytes: int
 ) -> dict[str, int]:
-    """Module -> bits. weights: of all modules; other_bytes: of everything else in the file.
+    """Module -> bits. weights: of all modules; other_bytes: of everything else in the file, its header too.
 
-    Where no sensitivity was measured, the squared relative error stands for the loss. PomonaError that
-    says what can be
-    reached if the budget cannot.
+    Where no sensitivity was measured, the squared relative error stands for the loss. PomonaError that says
+    what can be reached if the budget cannot.
     """
     options = {
         module: [Choice(c.bits, c.bytes, c.relative_error**2 if c.kl is None else c.kl) for c in found]
@@ -47,7 +44,7 @@ def choose(
         chosen = allocate_for_loss(options, budget.max_kl)
     else:
         if budget.size is not None:
-            nbytes = budget.size - other_bytes - HEADER_BYTES
+            nbytes = budget.size - other_bytes
         else:
             assert budget.bits is not None
             nbytes = int(budget.bits * weights / 8)
@@ -55,7 +52,7 @@ def choose(
         if low > nbytes:
             if budget.size is not None:
                 raise BudgetError(
-                    f"--size {budget.size:,}: the model takes {low + other_bytes + HEADER_BYTES:,} bytes "
+                    f"--size {budget.size:,}: the model takes {low + other_bytes:,} bytes "
                     "at the least; ask for more"
                 )
             raise BudgetError(

@@ -78,7 +78,7 @@ class Factor:
                 lower = _native.damped_cholesky(moments.full, keep, added, order, threads)
             except RuntimeError as error:  # not positive definite in float32
                 if damping > 1.0:
-                    raise PomonaError(f"moments that are none: {error}") from error
+                    raise PomonaError("moments that no inputs have; collect them again") from error
                 damping = max(10.0 * damping, 1e-6)
             else:
                 return cls(lower, order, keep, added)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,6 +26,7 @@ from pomona.models.safetensors_file import Checkpoint, TensorSpec, float32_from_
 
 Format = Literal["palette", "int8", "copy"]
 WIDTHS = (8, 4, 3, 2)  # of a projection; 8 is the int8 format
+EMBEDDING_WIDTHS = (8, 4, 3)  # of embedding and head, where nobody pins another
 EMBEDDINGS = ("model.embed_tokens", "lm_head")
 
 
@@ -54,29 +55,38 @@ class Plan:
 
 
 def plan_weights(config: ModelConfig, table_columns: int, bits: Mapping[str, int]) -> list[Plan]:
-    """One plan for every tensor of the model. bits: projection -> 8, 4, 3 or 2; matrices that cannot be
-    packed are
-    copied, embedding and head are int8."""
+    """One plan for every tensor of the model. bits: module -> 8, 4, 3 or 2; embedding and head take 8 where
+    it does not say. Matrices that cannot be packed are copied."""
     linear = config.linear_shapes()
     plans = []
     for name, shape in config.tensor_shapes().items():
         module = name.removesuffix(".weight")
-        if module in linear and can_pack(*linear[module]):
-            plans.append(plan_projection(module, linear[module], table_columns, bits[module]))
-        elif module in EMBEDDINGS and can_pack(shape[0], shape[1]):
-            plans.append(Plan(name, shape, "int8", tuple(int8_specs(module, shape[0], shape[1])), bits=8))
+        if (module in linear or module in EMBEDDINGS) and can_pack(shape[0], shape[1]):
+            width = bits.get(module, 8) if module in EMBEDDINGS else bits[module]
+            plans.append(plan_matrix(module, (shape[0], shape[1]), table_columns, width))
         else:
             plans.append(Plan(name, shape, "copy", (TensorSpec(name, "BF16", shape),)))
     return plans
 
 
-def plan_projection(module: str, shape: tuple[int, int], table_columns: int, bits: int) -> Plan:
-    """A projection at one width."""
+def plan_matrix(module: str, shape: tuple[int, int], table_columns: int, bits: int) -> Plan:
+    """A projection, embedding or head at one width."""
     name = f"{module}.weight"
     if bits == 8:
         return Plan(name, shape, "int8", tuple(int8_specs(module, *shape)), bits=8)
     columns = _table_columns(shape[1], table_columns)
     return Plan(name, shape, "palette", tuple(palette_specs(module, *shape, columns, bits)), columns, bits)
+
+
+def header_bytes(plans: Sequence[Plan]) -> int:
+    """What the header of the weights file takes at the most, whichever widths the matrices get."""
+    specs: list[TensorSpec] = []
+    for plan in plans:
+        palette = plan.format != "copy"
+        specs += palette_specs(plan.module, plan.shape[0], plan.shape[1], BLOCK, 3) if palette else plan.specs
+    longest = max((len(str(spec.nbytes)) for spec in specs), default=0) + 4  # digits of an offset
+    entry = len('"":{"dtype":"BF16","shape":[,,,],"data_offsets":[,]},') + 4 * 8 + 2 * longest
+    return 512 + sum(len(spec.name) + entry for spec in specs)
 
 
 def _table_columns(columns: int, wanted: int) -> int:
@@ -126,5 +136,9 @@ def _relative_error(
     weight_NK: NDArray[np.float32], packed_NK: NDArray[np.float32], moments: InputMoments | None
 ) -> float:
     weigh = moments.importance() if moments is not None else np.ones(weight_NK.shape[1], np.float32)
-    norm = float(((weight_NK**2) @ weigh).sum())
-    return math.sqrt(float((((packed_NK - weight_NK) ** 2) @ weigh).sum()) / norm) if norm > 0 else 0.0
+    error = norm = 0.0
+    for start in range(0, len(weight_NK), 8192):  # an embedding is large
+        rows = slice(start, start + 8192)
+        norm += float(((weight_NK[rows] ** 2) @ weigh).sum())
+        error += float((((packed_NK[rows] - weight_NK[rows]) ** 2) @ weigh).sum())
+    return math.sqrt(error / norm) if norm > 0 else 0.0

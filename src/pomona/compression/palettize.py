@@ -27,8 +27,8 @@ from pomona.models.palettized import unpack_palette
 Method = Literal["kmeans", "weighted", "compensated"]
 
 DAMPING = 0.01  # of the mean diagonal, added to it
-SHRINK = 0.0  # part of the moment that its diagonal takes the place of
-ROUNDS = 2
+SHRINK = 0.1  # part of the moment that its diagonal takes the place of
+ROUNDS = 1
 SWEEPS = 2
 
 

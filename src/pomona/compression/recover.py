@@ -14,9 +14,11 @@ import importlib.util
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pomona.compression.recovery_text import TextOptions, TextPlan
@@ -194,8 +196,11 @@ def _trainer(
     threads: int | None,
     progress: Progress | None,
 ) -> Trainer:
-    """Text, the teacher's states, then the student: one model is in memory at a time."""
+    """Text, the teacher's states, then the student."""
+    import torch
+
     from pomona.compression.training.network import Network
+    from pomona.compression.training.residual import TOKENS, residual_start
     from pomona.compression.training.states import teacher_states
     from pomona.compression.training.tables import read_palettes
     from pomona.compression.training.trainer import Task, Trainer
@@ -212,10 +217,14 @@ def _trainer(
                 network, windows, store / f"{name}.bf16", label=label, progress=progress
             )
     task = Task(text.train, found["train"], text.held_out, found["held_out"], network.head_VD)
-    del network
-    gc.collect()
     palettes = read_palettes(base) if train.tables else None
-    return Trainer(Network.load(base), task, train, folder, palettes)
+    student = Network.load(base)
+    start = None
+    if train.start == "residual":
+        count = max(TOKENS // text.train.shape[1], 1)
+        ids = torch.from_numpy(text.train[:: max(len(text.train) // count, 1)][:count].astype(np.int64))
+        start = partial(residual_start, network, student, ids)
+    return Trainer(student, task, train, folder, palettes, start)
 
 
 @contextlib.contextmanager

@@ -54,7 +54,7 @@ class TextOptions:
     """tokens: what the model writes for training; files come on top, whole. held_out: windows of each source
     that are kept for judging (of a file its last ones, a tenth at the most)."""
 
-    tokens: int = 1_000_000
+    tokens: int = 400_000
     window: int = 512
     files: tuple[Path, ...] = ()
     held_out: int = 8

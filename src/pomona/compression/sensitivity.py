@@ -3,11 +3,11 @@
     KL = mean over tokens of  sum over the vocabulary  p (log p - log q)
 
 p is the 16-bit model and q the same with one module packed. Every module is measured at one width; at the
-others the KL is predicted from the module's relative error e, to whose square it is proportional as long
-as it is
-small:  KL(bits) = KL(measured) * e(bits)^2 / e(measured)^2. Losses of several modules add up nearly (the
-report of a
-compression has the sum beside the measured whole).
+others the KL is predicted from the module's relative error e, to whose square it is proportional as long as
+it is small:  KL(bits) = KL(measured) * e(bits)^2 / e(measured)^2. Losses of several modules add up nearly
+(the report of a compression has the sum beside the measured whole).
+
+The modules are taken layer by layer, and what enters a layer is kept: nothing below it is computed again.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pomona.compression.work import WorkFolder
+from pomona.models.config import ModelConfig
 from pomona.models.model_directory import Progress
 from pomona.runtime.engine import Engine
 
 TOKENS = 1024  # more change a figure by less than its neighbour differs
 WINDOW = 512
 MEASURED_BITS = 3  # the loss stands well above the noise, and is still proportional
-_BLOCK = 16  # tokens that are summed up together
 FILE = "sensitivity.json"
 
 Packed = Mapping[str, NDArray[Any]]  # parts of a packed module by tensor name
@@ -35,12 +35,10 @@ Packed = Mapping[str, NDArray[Any]]  # parts of a packed module by tensor name
 
 @dataclass(frozen=True)
 class Reference:
-    """What the 16-bit model says about the held-out text, by window: probabilities p [T, V] and the sums
-    of p log p over the vocabulary [T]."""
+    """What the 16-bit model says about the held-out text: by window, Engine.distributions [T, V]."""
 
     windows: tuple[tuple[int, ...], ...]
-    probabilities: tuple[NDArray[np.float32], ...]
-    negative_entropies: tuple[NDArray[np.float64], ...]
+    distributions: tuple[NDArray[np.uint16], ...]
 
     @classmethod
     def of(cls, engine: Engine, windows: Sequence[Sequence[int]], tokens: int = TOKENS) -> Reference:
@@ -53,55 +51,59 @@ class Reference:
                 if part:
                     parts.append(part)
                     left -= len(part)
-        probabilities, entropies = [], []
-        for part in parts:
-            logits = engine.logits(part)
-            log_totals = _log_totals(logits)
-            p = np.exp(logits - log_totals[:, None].astype(np.float32))
-            entropies.append(_mean_logits(p, logits) - log_totals)
-            probabilities.append(p)
-        return cls(tuple(parts), tuple(probabilities), tuple(entropies))
+        return cls(tuple(parts), tuple(engine.distributions(part) for part in parts))
 
-    def kl(self, engine: Engine) -> float:
-        """Mean KL in nats per token of `engine`'s distributions from the reference."""
+    def kl(self, engine: Engine, first: int = 0, residuals: Sequence[NDArray[np.float32]] = ()) -> float:
+        """Mean KL in nats per token of `engine`'s distributions from the reference.
+
+        residuals: by window, what enters layer `first`; the layers before it are then those of the reference.
+        """
         total, count = 0.0, 0
-        for window, p, entropies in zip(
-            self.windows, self.probabilities, self.negative_entropies, strict=True
-        ):
-            logits = engine.logits(window)
-            # sum p log q = sum p logit - log of the sum of exp(logit): one pass of exp, and q is never formed
-            total += float((entropies - _mean_logits(p, logits) + _log_totals(logits)).sum())
+        for index, (window, p) in enumerate(zip(self.windows, self.distributions, strict=True)):
+            total += float(engine.divergences(window, p, first, residuals[index] if first else None).sum())
             count += len(window)
         return total / count
 
 
 def measure(
     source: Path,
-    packed: Callable[[str], Packed],
-    modules: Sequence[str],
+    packed: Callable[[str, int], Packed],
+    modules: Mapping[str, int],
     windows: Sequence[Sequence[int]],
     work: WorkFolder,
     *,
     threads: int,
+    tokens: int = TOKENS,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Module -> KL when it alone is what `packed` gives. What `work` holds of an earlier run is not measured
-    again."""
+    """Module -> KL when it alone is what `packed` gives for it and the bits that `modules` says.
+
+    modules: projections, model.embed_tokens (and with it the head, where they are tied), lm_head. What `work`
+    holds of an earlier run is not measured again.
+    """
     found: dict[str, float] = work.read_json(FILE) or {}
-    missing = [module for module in modules if module not in found]
+    keys = {module: f"{module}.{bits}" for module, bits in modules.items()}
+    missing = [module for module, key in keys.items() if key not in found]
     if missing:
-        reference = Reference.of(Engine.load(source, threads=threads, huge_pages=False), windows)
-        for done, module in enumerate(modules):
+        plain = Engine.load(source, threads=threads, huge_pages=False)
+        reference = Reference.of(plain, windows, tokens)
+        residuals = [np.zeros((len(w), plain.config.hidden_size), np.float32) for w in reference.windows]
+        entered = 0  # the layer that the residuals enter
+        for number, module in enumerate(sorted(missing, key=lambda name: _layer(name, plain.config))):
             if progress is not None:
-                progress("sensitivity", done, len(modules))
-            if module in found:
-                continue
-            engine = Engine.load(source, threads=threads, huge_pages=False, replaced={module: packed(module)})
-            found[module] = max(reference.kl(engine), 0.0)
+                progress("sensitivity", len(modules) - len(missing) + number, len(modules))
+            layer = _layer(module, plain.config)
+            for window, residual in zip(reference.windows, residuals, strict=True):
+                for before in range(entered, layer):
+                    plain.run_layers(window, before, before + 1, residual)
+            entered = layer
+            replaced = {module: packed(module, modules[module])}
+            changed = Engine.load(source, threads=threads, huge_pages=False, replaced=replaced)
+            found[keys[module]] = max(reference.kl(changed, layer, residuals), 0.0)
             work.write_json(FILE, found)
         if progress is not None:
             progress("sensitivity", len(modules), len(modules))
-    return {module: found[module] for module in modules}
+    return {module: found[key] for module, key in keys.items()}
 
 
 def predict(kl: float, measured_error: float, error: float) -> float:
@@ -109,22 +111,8 @@ def predict(kl: float, measured_error: float, error: float) -> float:
     return kl * (error / measured_error) ** 2 if measured_error > 0.0 else 0.0
 
 
-def _log_totals(logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[T] log of the sum of exp(logit). In blocks that stay in the cache."""
-    totals = np.empty(len(logits_TV))
-    for start in range(0, len(logits_TV), _BLOCK):
-        block = logits_TV[start : start + _BLOCK]
-        largest = block.max(axis=1, keepdims=True)
-        totals[start : start + _BLOCK] = np.log(
-            np.exp(block - largest).sum(axis=1, dtype=np.float64)
-        ) + largest[:, 0].astype(np.float64)
-    return totals
-
-
-def _mean_logits(p_TV: NDArray[np.float32], logits_TV: NDArray[np.float32]) -> NDArray[np.float64]:
-    """[T] sum of p times logit."""
-    means = np.empty(len(logits_TV))
-    for start in range(0, len(logits_TV), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        means[block] = (p_TV[block] * logits_TV[block]).sum(axis=1, dtype=np.float64)
-    return means
+def _layer(module: str, config: ModelConfig) -> int:
+    """The first layer that the module changes; the head comes after the last."""
+    if module == "lm_head":
+        return config.num_hidden_layers
+    return 0 if module == "model.embed_tokens" else int(module.split(".")[2])

@@ -11,10 +11,10 @@ A module `M` (say `model.layers.0.self_attn.q_proj`, weight [N, K]) is stored as
               M.weight_table_scales  F16  [N/16, K/C]
               M.weight_row_scales    F16  [N]
 
-where r is the row within a group of 16. Bits may differ from module to module. A weight is entry * table
-scale * row scale (palette) or value * row scale (int8). The kernels read these bytes as they lie;
-native/kernels/palette_layout.h is the other half of this page. Packing needs N % 16 == 0 and K % 64 == 0;
-other matrices stay bf16.
+where r is the row within a group of 16. Projections, embedding and head may have any of these, and bits may
+differ from module to module. A weight is entry * table scale * row scale (palette) or value * row scale
+(int8). The kernels read these bytes as they lie; native/kernels/palette_layout.h is the other half of this
+page. Packing needs N % 16 == 0 and K % 64 == 0; other matrices stay bf16.
 
 Shape letters: N rows (outputs), K columns (inputs), G = N / 16 groups, T tables per group.
 """

@@ -311,6 +311,33 @@ class Engine:
         """
         self._call(self.native.run_layers, self._ids(token_ids), first, last, residual)
 
+    def distributions(
+        self, token_ids: Seq[int], first: int = 0, residual: NDArray[np.float32] | None = None
+    ) -> NDArray[np.uint16]:
+        """[T, V]: -log p of every next token of a fresh text, in units of 1/2048 nat (down to p = e^-32).
+
+        For `divergences` of other engines. residual [T, hidden]: what enters layer `first`, as run_layers()
+        leaves it; layers before it are then not run. It is not read when `first` is 0.
+        """
+        result: NDArray[np.uint16] = self._call(
+            self.native.distributions, self._ids(token_ids), first, residual
+        )
+        return result
+
+    def divergences(
+        self,
+        token_ids: Seq[int],
+        reference: NDArray[np.uint16],
+        first: int = 0,
+        residual: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float64]:
+        """[T]: KL in nats of this model's next-token distributions from `reference`, another's
+        `distributions` of the same text; first and residual as there."""
+        result: NDArray[np.float64] = self._call(
+            self.native.divergences, self._ids(token_ids), reference, first, residual
+        )
+        return result
+
     def profile(self, on: bool) -> None:
         """From now on steps note where their time goes (about 20 ns a product); off: no longer."""
         self.native.profile(on)

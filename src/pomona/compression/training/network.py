@@ -15,7 +15,7 @@ outputs, K inputs, R rank, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,7 @@ class Projections:
         self.bias_N = None if bias_N is None else bias_N.to(BF16)
         self.adapters: dict[str, LowRank] = {}
         self.tables: dict[str, TrainedTables] = {}
+        self.observer: Callable[[Tensor], None] | None = None  # sees every input
         self.base_NK = self._rounded(torch.cat(list(weights.values())))
         self.weight_NK = self.base_NK
 
@@ -99,6 +100,8 @@ class Projections:
             self.b_all = [low.b_NR.to(BF16) for low in self.adapters.values()]
 
     def product(self, x_TK: Tensor) -> Tensor:
+        if self.observer is not None:
+            self.observer(x_TK)
         return linear(x_TK, self.weight_NK, self.bias_N)
 
     def input_gradient(self, grad_TN: Tensor) -> Tensor:

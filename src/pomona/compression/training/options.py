@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pomona.errors import PomonaError
+
+Start = Literal["residual", "zero"]
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """batch: windows of one pass through the network; accumulate: such passes in one optimizer step. passes:
     over the whole text. minutes: a time budget; whichever of the two ends first ends the run, and with it the
-    learning rate. tables: train the tables and row scales of the base too."""
+    learning rate. tables: train the tables and row scales of the base too. start: residual.py, or an adapter
+    that does nothing."""
 
     rank: int = 16
     alpha: float | None = None  # default 2 * rank
     tables: bool = False
+    start: Start = "residual"
     lr: float = 1e-3
     table_lr: float = 0.2  # of lr: tables hold values of the size of 1
     batch: int = 4
     accumulate: int = 2
-    passes: int = 2
+    passes: int = 3
     minutes: float | None = None
     warm_up: float = 0.05  # of the run
     last_lr: float = 0.05  # of the highest, at the end of the cosine
@@ -51,6 +56,8 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1e6:
                 raise PomonaError(f"{name} = {value}: must be a positive number")
+        if self.start not in get_args(Start):
+            raise PomonaError(f"start = {self.start!r}: choose one of {', '.join(get_args(Start))}")
         for name in ("warm_up", "last_lr"):
             if not 0 <= getattr(self, name) < 1:
                 raise PomonaError(f"{name} = {getattr(self, name)}: must lie in 0 .. 1")

@@ -83,7 +83,9 @@ class Trainer:
         options: TrainOptions,
         folder: Path,
         palettes: Mapping[str, Palette] | None = None,
+        start: Callable[[], None] | None = None,
     ) -> None:
+        """start: sets the adapters' first values, after the base alone has been judged."""
         self.student, self.task, self.options, self.folder = student, task, options, folder
         self.head = Head(student.head_VD, task.teacher_head_VD)
         shapes = student.config.linear_shapes()
@@ -112,6 +114,7 @@ class Trainer:
             betas=_BETAS,
             weight_decay=0.0,
         )
+        self._start = start
         self.step = 0
         self.seconds = 0.0
         self.points: list[Point] = []
@@ -158,6 +161,11 @@ class Trainer:
         try:
             if not self.points or (self.step % every == 0 and self.points[-1].step < self.step):
                 self._evaluate(on_point)
+            if self._start is not None and len(self.points) == 1 and self.step == 0:
+                self._start()
+                self.student.refresh()
+                self._evaluate(on_point)
+            self._start = None
             saved = time.perf_counter()
             stopped = self._why_stop()
             while stopped is None:
