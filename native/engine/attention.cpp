@@ -77,8 +77,7 @@ void Engine::rotate_and_store(int row, const Layer& layer, int l) {
 void Engine::run_attention(int t, int l) {
   const Profile::Scope scope = profile_.attention(t);
   const int count = static_cast<int>(tasks_.size());
-  const int done = l - (part_ != nullptr ? part_->first : 0); // layers of this pass that took their tasks
-  const int base = done * (count + pool_.size());
+  const int base = l * (count + pool_.size());
   for (int i = next_task_.fetch_add(1) - base; i < count; i = next_task_.fetch_add(1) - base)
     attend(t, l, tasks_[i]);
 }
