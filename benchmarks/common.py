@@ -7,11 +7,13 @@ BENCHMARKS.md. The rest of `results` is for programs. Only the standard library 
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import os
 import platform
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -112,6 +114,25 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 def median_and_range(values: Sequence[float]) -> str:
     """For a table: "3.10 (2.95-3.32)"."""
     return f"{statistics.median(values):.2f} ({min(values):.2f}-{max(values):.2f})"
+
+
+def run_command(
+    parser: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], Report],
+    argv: Sequence[str] | None = None,
+) -> int:
+    """The `main` of a benchmark with --threads, --rounds and --json: runs, emits, gives the exit status."""
+    from pomona.errors import PomonaError
+
+    options = parser.parse_args(argv)
+    if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
+        parser.error("--threads and --rounds are at least 1")
+    try:
+        emit(run(options), options.json)
+    except (BenchmarkError, PomonaError) as error:
+        print(f"{parser.prog.removeprefix('python -m ')}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
 
 
 # --- the machine -----------------------------------------------------------------------------------------

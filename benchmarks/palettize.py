@@ -29,7 +29,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.common import BenchmarkError, Goal, Report, Row, emit, interleave, machine_facts, usable_cores
+from benchmarks.common import (
+    BenchmarkError,
+    Goal,
+    Report,
+    Row,
+    interleave,
+    machine_facts,
+    run_command,
+    usable_cores,
+)
 from benchmarks.palettize_peer import GROUP, CoremlPeer, setting_name
 from benchmarks.peer import ROOT
 
@@ -403,17 +412,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from pomona.errors import PomonaError
-
-    options = parser().parse_args(argv)
-    if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
-        parser().error("--threads and --rounds are at least 1")
-    try:
-        emit(run(options), options.json)
-    except (BenchmarkError, PomonaError) as error:
-        print(f"benchmarks.palettize: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), run, argv)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ from benchmarks.common import (
     BenchmarkError,
     Goal,
     Report,
-    emit,
     interleave,
     machine_facts,
     median_and_range,
     ratios,
+    run_command,
     usable_cores,
 )
 
@@ -358,17 +358,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    from pomona.errors import PomonaError
-
-    options = parser().parse_args(argv)
-    if options.threads < 1 or (options.rounds is not None and options.rounds < 1):
-        parser().error("--threads and --rounds are at least 1")
-    try:
-        emit(run(options), options.json)
-    except (BenchmarkError, PomonaError) as error:
-        print(f"benchmarks.speculation: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(parser(), run, argv)
 
 
 if __name__ == "__main__":

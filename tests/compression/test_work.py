@@ -28,6 +28,18 @@ def test_another_job_finds_nothing(tmp_path: Path) -> None:
     assert WorkFolder(tmp_path / "x.work", {"bits": 3}).read_json("a.json") is None
 
 
+def test_a_folder_that_no_compression_made_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with pytest.raises(PomonaError, match="is no work folder of a compression"):
+        WorkFolder(tmp_path / "mine", {})
+    assert (tmp_path / "mine" / "letter.txt").read_text() == "dear"
+
+
+def test_an_empty_folder_may_become_one(tmp_path: Path) -> None:
+    assert WorkFolder(tmp_path, {"bits": 4}).path == tmp_path
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"PK\x03\x04 no zip", b"\x80\x04pickle"])
 def test_damaged_files_count_as_missing(tmp_path: Path, content: bytes) -> None:
     work = WorkFolder(tmp_path / "x.work", {})
@@ -51,7 +63,7 @@ def test_a_full_disk_leaves_no_half_of_a_file(tmp_path: Path) -> None:
             work.write_arrays("c.npz", {"d": np.zeros(10_000)})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert sorted(path.name for path in work.path.iterdir()) == ["key.json"]
+    assert sorted(path.name for path in work.path.iterdir()) == ["pomona-work.json"]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

@@ -1,12 +1,10 @@
 """How many bits each module gets, so that the whole meets a budget of bytes or of loss.
 
 Every module has a few choices, each with its bytes and its loss (sensitivity.py: the mean KL of the output
-when
-this module alone takes the choice). Losses are taken to add up; the report of a compression says how well
-that
-held. What is left is a multiple-choice knapsack. It is solved by dynamic programming over the bytes in
-units of a 65,536th of the budget; sizes are rounded up to units, so that no budget is exceeded, and what the
-rounding leaves over is spent by single upgrades.
+when this module alone takes it). Losses are taken to add up; the report of a compression says how well that
+held. What is left is a multiple-choice knapsack. It is solved by dynamic programming over the bytes, in
+units of a 65,536th of the room beyond the smallest sizes; sizes are rounded up to units, so that no budget is
+exceeded, and what the rounding leaves over is spent by single upgrades.
 """
 
 from __future__ import annotations
@@ -51,21 +49,17 @@ def allocate(choices: Choices, nbytes: int) -> dict[str, Choice]:
 
 
 def allocate_for_loss(choices: Choices, loss: float) -> dict[str, Choice]:
-    """The choice of every module with the fewest bytes at a total loss of at most `loss`, to one unit of
-    size.
-    ValueError if none has so little."""
+    """The choice of every module with the fewest bytes at a total loss of at most `loss`, to a unit of size.
+
+    ValueError if none has so little.
+    """
     if least_loss(choices) > loss:
         raise ValueError(f"a loss of {loss:g}: the modules lose {least_loss(choices):g} at the least")
-    low = least_bytes(choices)
-    most = sum(min(options, key=lambda c: (c.loss, c.nbytes)).nbytes for options in choices.values())
-    if most <= low:
-        return {module: min(options, key=lambda c: (c.loss, c.nbytes)) for module, options in choices.items()}
-    table = _Table(choices, most - low)
+    best = {module: min(options, key=lambda c: (c.loss, c.nbytes)) for module, options in choices.items()}
+    table = _Table(choices, sum(choice.nbytes for choice in best.values()) - least_bytes(choices))
     # Rounding up may push the best of all over the last unit; it is the answer where no cheaper one will do.
     good = np.flatnonzero(table.loss <= loss)
-    if len(good) == 0:
-        return {module: min(options, key=lambda c: (c.loss, c.nbytes)) for module, options in choices.items()}
-    return table.chosen(int(good[0]))
+    return table.chosen(int(good[0])) if len(good) else best
 
 
 class _Table:

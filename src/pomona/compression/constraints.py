@@ -3,8 +3,7 @@
     {"version": 1, "pins": {"model.layers.0.mlp.down_proj": 4, "*.v_proj": 8}}
 
 Keys are module names or patterns with *, ? and [...]; of several that fit a module, the last one counts.
-The same as YAML, where the name ends in .yaml or .yml. The page of `pomona inspect --report` writes such a
-file.
+The same as YAML, where the name ends in .yaml or .yml. The page of `pomona inspect --report` writes them.
 """
 
 from __future__ import annotations

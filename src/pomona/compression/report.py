@@ -13,8 +13,7 @@ VERSION = 2
 @dataclass(frozen=True)
 class TensorReport:
     """`relative_error` is sqrt(tr((W - Q) H (W - Q)^T) / tr(W H W^T)) with the moment H of the inputs (its
-    diagonal
-    for int8, the identity without calibration); 0 for copies."""
+    diagonal for int8, the identity without calibration); 0 for copies."""
 
     name: str
     shape: tuple[int, ...]
@@ -50,8 +49,7 @@ class ModuleReport:
 @dataclass(frozen=True)
 class CompressionReport:
     """predicted_kl: the sum over the modules; measured_kl: of the finished model on held-out calibration
-    text.
-    Both None without a measurement."""
+    text. Nats per token; both None without a measurement."""
 
     tensors: tuple[TensorReport, ...]
     modules: tuple[ModuleReport, ...]

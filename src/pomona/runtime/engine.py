@@ -149,9 +149,8 @@ class Engine:
         holds. prefix_cache: keep full pages for later sequences that begin with the same tokens under the
         same adapter version.
         kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
-        replaced: module -> the parts of its packed weight by tensor name, which stand in for what the
-        directory
-        holds of it (palettized.py); for measuring what a change would do.
+        replaced: module -> the parts of its packed weight by tensor name (palettized.py), which stand in for
+        what the directory holds of it; for measuring what a change would do.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
