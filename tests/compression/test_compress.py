@@ -315,6 +315,32 @@ def test_a_large_model_gets_coarser_tables_by_default(
         assert checkpoint.tensors["model.layers.0.self_attn.q_proj.weight_tables"].shape == (8, 1, 16)
 
 
+def test_a_large_model_chooses_by_drafts_and_packs_in_earnest_only_what_it_chose(
+    tiny_dir: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SMALL_MODEL", 1)
+    work: dict[str, int] = {}
+
+    def progress(label: str, done: int, total: int) -> None:
+        work[label] = total
+
+    drafted = compress(
+        tiny_dir, tmp_path / "drafted", bits=3.5, calibration=text_file, threads=1, progress=progress
+    )
+    chosen = {m.name: m.bits for m in drafted.modules}
+    assert work["palettise"] == len(chosen) < work["draft"]
+    assert len(set(chosen.values())) > 1  # a mix, else nothing was chosen
+    pins = tmp_path / "pins.json"
+    pins.write_text(json.dumps({"version": 1, "pins": chosen}))
+    pinned = compress(tiny_dir, tmp_path / "pinned", calibration=text_file, constraints=pins, threads=1)
+    with Checkpoint(tmp_path / "drafted") as one, Checkpoint(tmp_path / "pinned") as other:
+        assert fingerprint(one) == fingerprint(other)
+    errors = {tensor.name: tensor.relative_error for tensor in pinned.tensors}
+    for found in drafted.modules:
+        taken = next(choice for choice in found.choices if choice.bits == found.bits)
+        assert taken.relative_error == pytest.approx(errors[f"{found.name}.weight"], rel=1e-6)
+
+
 # --- fewer bits
 
 

@@ -24,6 +24,7 @@ from pomona.compression.calibrate import CalibrationText, calibration_text
 from pomona.compression.constraints import read_constraints
 from pomona.compression.moments import HEAD, InputMoments, stream_moments
 from pomona.compression.options import Allocation, CompressOptions
+from pomona.compression.packed_modules import PackedModules
 from pomona.compression.packing import (
     EMBEDDING_WIDTHS,
     EMBEDDINGS,
@@ -31,18 +32,11 @@ from pomona.compression.packing import (
     Plan,
     header_bytes,
     pack,
-    plan_matrix,
     plan_weights,
 )
 from pomona.compression.palettize import Method
-from pomona.compression.report import (
-    REPORT_FILE,
-    ChoiceReport,
-    CompressionReport,
-    ModuleReport,
-    TensorReport,
-)
-from pomona.compression.sensitivity import MEASURED_BITS, TOKENS, Reference, measure, predict
+from pomona.compression.report import REPORT_FILE, ChoiceReport, CompressionReport, ModuleReport, TensorReport
+from pomona.compression.sensitivity import MEASURED_BITS, TOKENS, Reference, measure
 from pomona.compression.work import WorkFolder
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -70,8 +64,8 @@ from pomona.runtime.engine import Engine
 # Input columns of a table by default. The report shares tables along whole rows; small models need finer
 # ones: SmolLM2-135M loses 28% perplexity at 192 columns and 17% at 64, for 0.09 bits per weight.
 FINE_COLUMNS, COARSE_COLUMNS, SMALL_MODEL = 64, 256, 1_000_000_000
-_ERRORS = "errors.json"  # in the work folder: relative errors of what is packed
-# From a billion parameters on: tokens of calibration, and of measuring sensitivity.
+# From a billion parameters on: tokens of calibration, and of measuring sensitivity; a mix is then chosen by
+# drafts (packed_modules.py).
 LARGE_MODEL_TOKENS, LARGE_MODEL_MEASURED = 4_096, 256
 
 
@@ -128,8 +122,9 @@ def compress(
         job.opened(Path(work) if work is not None else target.with_name(f"{target.name}.work")),
     ):
         job.calibrate()
-        job.pack_all()
+        job.pack_candidates()
         chosen = job.choose_bits()
+        job.pack_chosen(chosen)
         plans = plan_weights(config, job.table_columns, chosen)
         errors = job.write_weights(plans, writer.path / WEIGHTS_FILE)
         packed = {plan.module: plan.bits for plan in plans if plan.format != "copy"}
@@ -162,6 +157,7 @@ class _Job:
         self.table_columns = options.table_columns or (FINE_COLUMNS if small else COARSE_COLUMNS)
         self.calibration_tokens = None if small else LARGE_MODEL_TOKENS
         self.measured_tokens = TOKENS if small else LARGE_MODEL_MEASURED
+        self.drafts = not small and options.uniform_bits is None and options.method == "compensated"
         self.shapes = {  # of all that can be packed
             plan.module: (plan.shape[0], plan.shape[1])
             for plan in plan_weights(config, self.table_columns, dict.fromkeys(config.linear_shapes(), 4))
@@ -213,6 +209,14 @@ class _Job:
                 "pins": self.pins,
             }
             self.work = WorkFolder(folder, key)
+            self.packed = PackedModules(
+                self.checkpoint,
+                self.work,
+                self.shapes,
+                self.table_columns,
+                self.options.method,
+                self.threads,
+            )
             try:
                 yield
             except BudgetError:  # another budget can use what was measured
@@ -238,25 +242,14 @@ class _Job:
         )
         self.work.write_json("calibration.json", self.text.to_json())
 
-    def pack_all(self) -> None:
-        """Packs every matrix in every wanted width; a few layers at a time."""
-        wanted = {
-            module: [w for w in self.widths(module) if not self._is_packed(module, w)]
-            for module in self.shapes
-        }
-        by_input: dict[str | None, list[str]] = {}
-        for module, widths in wanted.items():
-            if widths:
-                by_input.setdefault(self._input(module), []).append(module)
-        total = sum(len(self.widths(module)) for module in self.shapes)
-        done = total - sum(map(len, wanted.values()))
-        for moments in self._moments([name for name in by_input if name is not None]):
-            for name, found in [*moments.items(), (None, None)]:
-                for module in by_input.pop(name, ()):
-                    for width in wanted[module]:
-                        self._pack(module, width, found)
-                        done += 1
-                        self._tell("palettise", done, total)
+    def pack_candidates(self) -> None:
+        """Packs every matrix in every wanted width, as a draft where these only serve to choose."""
+        self._pack({module: self.widths(module) for module in self.shapes}, draft=self.drafts)
+
+    def pack_chosen(self, chosen: Mapping[str, int]) -> None:
+        """Packs in earnest what was chosen by drafts."""
+        if self.drafts:
+            self._pack({module: (chosen[module],) for module in self.shapes}, draft=False)
 
     def choose_bits(self) -> dict[str, int]:
         """Module -> bits, by the budget."""
@@ -264,7 +257,7 @@ class _Job:
             assert self.text is not None  # the options see to it
             self.kl = measure(
                 self.source,
-                lambda module, bits: self._parts(module, bits)[0],
+                lambda module, bits: self.packed.parts(module, bits, self.drafts)[0],
                 {module: self.measured_bits(module) for module in self.shapes},
                 self.text.held_out or self.text.windows,
                 self.work,
@@ -285,15 +278,9 @@ class _Job:
 
     def choices(self, module: str) -> list[ChoiceReport]:
         """The widths of a module with their bytes, errors and losses."""
-        errors = self.work.read_json(_ERRORS) or {}
-        found = []
-        for width in self.widths(module):
-            error = errors[_file(module, width)]
-            measured = errors[_file(module, self.measured_bits(module))]
-            kl = predict(self.kl[module], measured, error) if module in self.kl else None
-            nbytes = plan_matrix(module, self.shapes[module], self.table_columns, width).nbytes
-            found.append(ChoiceReport(width, nbytes, error, kl))
-        return found
+        return self.packed.choices(
+            module, self.widths(module), self.kl.get(module), self.measured_bits(module), self.drafts
+        )
 
     def write_weights(self, plans: Sequence[Plan], path: Path) -> dict[str, float]:
         """Writes every tensor; gives the relative error of each weight by name."""
@@ -307,7 +294,7 @@ class _Job:
                 if spec.name not in ready:
                     plan = owner[spec.name]
                     if plan.module in self.shapes:
-                        arrays, errors[plan.name] = self._parts(plan.module, plan.bits)
+                        arrays, errors[plan.name] = self.packed.parts(plan.module, plan.bits)
                     else:
                         packed = pack(self.checkpoint, plan, None, "kmeans", self.threads)
                         arrays, errors[plan.name] = packed.arrays, packed.relative_error
@@ -363,42 +350,39 @@ class _Job:
             return module
         return HEAD if module == HEAD or self.config.tie_word_embeddings else None
 
-    def _moments(self, modules: Sequence[str]) -> Iterator[Mapping[str, InputMoments | None]]:
+    def _pack(self, widths: Mapping[str, Sequence[int]], draft: bool) -> None:
+        """A few layers at a time, as the moments of their inputs become known."""
+        wanted = {
+            module: [w for w in found if not self.packed.has(module, w, draft)]
+            for module, found in widths.items()
+        }
+        by_input: dict[str | None, list[str]] = {}
+        for module, missing in wanted.items():
+            if missing:
+                by_input.setdefault(self._input(module), []).append(module)
+        total = sum(map(len, widths.values()))
+        done = total - sum(map(len, wanted.values()))
+        label = "draft" if draft else "palettise"
+        full = self.options.method == "compensated" and not draft
+        for moments in self._moments([name for name in by_input if name is not None], full):
+            for name, found_moments in [*moments.items(), (None, None)]:
+                for module in by_input.pop(name, ()):
+                    for width in wanted[module]:
+                        self.packed.add(module, width, found_moments, draft)
+                        done += 1
+                        self._tell(label, done, total)
+
+    def _moments(self, modules: Sequence[str], full: bool) -> Iterator[Mapping[str, InputMoments | None]]:
         if self.text is None or not modules:
             yield dict.fromkeys(modules)
             return
-        full = self.options.method == "compensated"
         yield from stream_moments(
             self._engine(), self.text.windows, full=full, modules=modules, progress=self.progress
         )
 
-    def _pack(self, module: str, bits: int, moments: InputMoments | None) -> None:
-        plan = plan_matrix(module, self.shapes[module], self.table_columns, bits)
-        method = "kmeans" if moments is None else self.options.method
-        packed = pack(self.checkpoint, plan, moments, method, self.threads)
-        arrays = {name.rpartition(".")[2]: array for name, array in packed.arrays.items()}
-        self.work.write_arrays(_file(module, bits), arrays)
-        errors = self.work.read_json(_ERRORS) or {}
-        self.work.write_json(_ERRORS, errors | {_file(module, bits): packed.relative_error})
-
-    def _is_packed(self, module: str, bits: int) -> bool:
-        name = _file(module, bits)
-        return (self.work.path / name).is_file() and name in (self.work.read_json(_ERRORS) or {})
-
-    def _parts(self, module: str, bits: int) -> tuple[dict[str, NDArray[Any]], float]:
-        arrays = self.work.read_arrays(_file(module, bits))
-        errors = self.work.read_json(_ERRORS) or {}
-        if arrays is None or _file(module, bits) not in errors:
-            raise PomonaError(f"{self.work.path}: is damaged; delete it and start again")
-        return {f"{module}.{name}": array for name, array in arrays.items()}, errors[_file(module, bits)]
-
     def _tell(self, label: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(label, done, total)
-
-
-def _file(module: str, bits: int) -> str:
-    return f"{module}.{bits}.npz"
 
 
 def _stamp(calibration: str) -> Any:
