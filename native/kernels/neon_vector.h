@@ -35,7 +35,10 @@ struct NeonOperations {
   static F zero_below(F x, F limit, F v) {
     return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(v), vcltq_f32(x, limit)));
   }
-  static float reduce_add(F a) { return vaddvq_f32(a); }
+  static float reduce_add(F a) { // not vaddvq, which adds neighbours
+    const float32x2_t two = vadd_f32(vget_low_f32(a), vget_high_f32(a));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+  }
   static float reduce_max(F a) { return vmaxvq_f32(a); }
   static bool any_equal(F a, F b) { return vmaxvq_u32(vceqq_f32(a, b)) != 0; }
 

@@ -31,7 +31,20 @@ struct VectorKernels {
   static constexpr int W = V::width;
   static constexpr int N = kPageTokens / W; // vectors of a page's 16 lanes
   static constexpr float kMasked = -1e30f;
-  static constexpr int kFactorPrefetch = 3072; // bytes ahead in a stream of adapter weights
+  static constexpr int kFactorPrefetch = 3072;  // bytes ahead in a stream of adapter weights
+  static constexpr int kTile = W == 16 ? 4 : 2; // rows and tokens of a bf16 tile, as the registers allow
+
+  // Sums along a row are kept in 16 lanes, whatever the width of a vector, and end in one tree (lanes i and i
+  // + 8, i + 4, i + 2, i + 1): every instruction set gets the same bits.
+  static float fold_lanes(F (&sums)[N]) {
+    for (int half = N / 2; half > 0; half /= 2)
+      for (int n = 0; n < half; ++n) sums[n] = V::add(sums[n], sums[n + half]);
+    return V::reduce_add(sums[0]);
+  }
+
+  static void clear_lanes(F (&sums)[N]) {
+    for (F& sum : sums) sum = V::set1(0.0f);
+  }
 
   // exp(x), relative error below 2e-7; 0 below -87. Cephes-style split of ln 2 and a degree-6 polynomial.
   static F exp(F x) {
@@ -94,28 +107,29 @@ struct VectorKernels {
   template <int R, int T>
   static void bf16_tile(const Matrix& w, int row, const float* x, std::size_t x_stride, float* y,
                         std::size_t y_stride) {
-    F acc[R][T];
+    F acc[R][T][N];
     for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) acc[r][t] = V::set1(0.0f);
+      for (int t = 0; t < T; ++t) clear_lanes(acc[r][t]);
     const auto* weights =
         reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols;
-    for (int k = 0; k < w.cols; k += W) {
-      F xv[T];
-      for (int t = 0; t < T; ++t) xv[t] = V::load(x + t * x_stride + k);
-      for (int r = 0; r < R; ++r) {
-        const F wv = V::bf16(weights + static_cast<std::size_t>(r) * w.cols + k);
-        for (int t = 0; t < T; ++t) acc[r][t] = V::fma(wv, xv[t], acc[r][t]);
+    for (int k = 0; k < w.cols; k += N * W)
+      for (int n = 0; n < N; ++n) {
+        F xv[T];
+        for (int t = 0; t < T; ++t) xv[t] = V::load(x + t * x_stride + k + n * W);
+        for (int r = 0; r < R; ++r) {
+          const F wv = V::bf16(weights + static_cast<std::size_t>(r) * w.cols + k + n * W);
+          for (int t = 0; t < T; ++t) acc[r][t][n] = V::fma(wv, xv[t], acc[r][t][n]);
+        }
       }
-    }
     for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) y[t * y_stride + row + r] = V::reduce_add(acc[r][t]);
+      for (int t = 0; t < T; ++t) y[t * y_stride + row + r] = fold_lanes(acc[r][t]);
   }
 
   template <int T>
   static void bf16_rows(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, float* y,
                         std::size_t y_stride) {
     int row = r0;
-    for (; row + 4 <= r1; row += 4) bf16_tile<4, T>(w, row, x, x_stride, y, y_stride);
+    for (; row + kTile <= r1; row += kTile) bf16_tile<kTile, T>(w, row, x, x_stride, y, y_stride);
     for (; row < r1; ++row) bf16_tile<1, T>(w, row, x, x_stride, y, y_stride);
   }
 
@@ -125,8 +139,8 @@ struct VectorKernels {
     for (int row = r0; row < r1; row += kRowTile) {
       const int end = row + kRowTile < r1 ? row + kRowTile : r1;
       int t = 0;
-      for (; t + 4 <= m; t += 4)
-        bf16_rows<4>(w, row, end, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
+      for (; t + kTile <= m; t += kTile)
+        bf16_rows<kTile>(w, row, end, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
       for (; t < m; ++t) bf16_rows<1>(w, row, end, x + t * x_stride, x_stride, y + t * y_stride, y_stride);
     }
   }
@@ -250,12 +264,14 @@ struct VectorKernels {
   }
 
   static void rms_norm(const float* x, const float* weight, int n, float eps, float* y) {
-    F squares = V::set1(0.0f);
-    for (int i = 0; i < n; i += W) {
-      const F v = V::load(x + i);
-      squares = V::fma(v, v, squares);
-    }
-    const float mean = V::reduce_add(squares) / static_cast<float>(n);
+    F squares[N];
+    clear_lanes(squares);
+    for (int i = 0; i < n; i += N * W)
+      for (int l = 0; l < N; ++l) {
+        const F v = V::load(x + i + l * W);
+        squares[l] = V::fma(v, v, squares[l]);
+      }
+    const float mean = fold_lanes(squares) / static_cast<float>(n);
     const F factor = V::set1(1.0f / V::sqrt(mean + eps));
     for (int i = 0; i < n; i += W)
       V::store(y + i, V::mul(V::mul(V::load(x + i), factor), V::load(weight + i)));
@@ -385,17 +401,19 @@ struct VectorKernels {
     for (int r = 0; r < R; ++r) {
       const int visible = a.visible[row + r];
       for (int j = visible; j < padded; ++j) s[r][j] = kMasked;
-      F m = V::set1(kMasked), sum = V::set1(0.0f);
+      F m = V::set1(kMasked), sum[N];
+      clear_lanes(sum);
       for (int j = 0; j < padded; j += W) m = V::max(m, V::load(&s[r][j]));
       const float largest = V::reduce_max(m);
       const F shift = V::set1(visible > 0 ? largest : 0.0f); // a row that sees nothing gets exp(-1e30) = 0
-      for (int j = 0; j < padded; j += W) {
-        const F e = exp(V::sub(V::load(&s[r][j]), shift));
-        sum = V::add(sum, e);
-        V::store(&s[r][j], e);
-      }
+      for (int j = 0; j < padded; j += kPageTokens)
+        for (int n = 0; n < N; ++n) {
+          const F e = exp(V::sub(V::load(&s[r][j + n * W]), shift));
+          sum[n] = V::add(sum[n], e);
+          V::store(&s[r][j + n * W], e);
+        }
       a.max[row + r] = largest;
-      a.sum[row + r] = V::reduce_add(sum);
+      a.sum[row + r] = fold_lanes(sum);
     }
     if constexpr (P == Format::int8) {
       for (int p = 0; p < pages; ++p)
@@ -486,20 +504,25 @@ struct VectorKernels {
   }
 
   static float log_sum_exp(const float* x, int n) {
-    const int whole = n / W * W;
+    constexpr int kLanes = N * W;
+    const int whole = n / kLanes * kLanes;
     F m = V::set1(kMasked);
     for (int i = 0; i < whole; i += W) m = V::max(m, V::load(x + i));
     float largest = V::reduce_max(m);
     for (int i = whole; i < n; ++i) largest = x[i] > largest ? x[i] : largest;
     // Four partial sums, each short enough that float32 keeps the last digits.
     const F shift = V::set1(largest);
-    F sums[4] = {V::set1(0.0f), V::set1(0.0f), V::set1(0.0f), V::set1(0.0f)};
+    F sums[4][N];
+    for (auto& lanes : sums) clear_lanes(lanes);
+    const auto add = [&](F(&lanes)[N], const float* from) {
+      for (int l = 0; l < N; ++l) lanes[l] = V::add(lanes[l], exp(V::sub(V::load(from + l * W), shift)));
+    };
     int i = 0;
-    for (; i + 4 * W <= whole; i += 4 * W)
-      for (int j = 0; j < 4; ++j) sums[j] = V::add(sums[j], exp(V::sub(V::load(x + i + j * W), shift)));
-    for (; i < whole; i += W) sums[0] = V::add(sums[0], exp(V::sub(V::load(x + i), shift)));
+    for (; i + 4 * kLanes <= whole; i += 4 * kLanes)
+      for (int j = 0; j < 4; ++j) add(sums[j], x + i + j * kLanes);
+    for (; i < whole; i += kLanes) add(sums[0], x + i);
     double sum = 0.0;
-    for (const F& s : sums) sum += V::reduce_add(s);
+    for (auto& lanes : sums) sum += fold_lanes(lanes);
     for (; i < n; ++i) sum += __builtin_expf(x[i] - largest);
     return largest + static_cast<float>(__builtin_log(sum));
   }

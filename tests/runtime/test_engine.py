@@ -293,16 +293,13 @@ def test_where_the_weights_lie_in_the_file_changes_nothing(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_instruction_set_computes_the_same_up_to_rounding(
+def test_every_instruction_set_computes_the_same_bits(
     directory: Path, ids: list[int], whole: Logits, isa: str
 ) -> None:
     other = Engine.load(directory, threads=2, isa=isa)
     assert other.isa == isa
-    found = Agreement()
-    found.add(whole[:300], other.logits(ids[:300]))
-    print(f"\n{directory.name} {isa}: {found}")
-    # A last bit decides now and then whether a block of activations is coarse or fine.
-    assert found.max_kl < 1e-4 and found.mean_kl < 1e-5
+    assert np.array_equal(other.logits(ids[:300]), whole[:300])
+    assert np.array_equal(other.score(ids[:100]), Engine.load(directory, threads=1).score(ids[:100]))
 
 
 def test_every_instruction_set_continues_a_compressed_model_alike(small_4bit_dir: Path) -> None:
