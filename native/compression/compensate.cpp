@@ -17,7 +17,7 @@ namespace {
 
 constexpr int kMaxColors = 16;
 constexpr int kBundle = 4;  // groups of 16 rows that a thread works on together
-constexpr int kDepth = 128; // terms of a product that are added together
+constexpr int kDepth = 256; // terms of a product that are added together
 constexpr int kStep = 128;  // columns whose errors are passed on together
 
 // What is stored, in the form in which it is worked with.

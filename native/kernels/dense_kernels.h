@@ -24,7 +24,11 @@ struct DenseKernels {
     F acc[R][C];
     for (int r = 0; r < R; ++r)
       for (int v = 0; v < C; ++v) acc[r][v] = V::load(c + r * c_stride + v * W);
+    const float* next = a + R * a_row; // the rows of the next tile, which no hardware foresees
     for (int t = 0; t < k; ++t, a += a_step, b += b_stride) {
+      if constexpr (R == kRows)
+        if (a_step == 1 && t % 16 == 0)
+          for (int r = 0; r < R; ++r) __builtin_prefetch(next + r * a_row + t);
       F bv[C];
       for (int v = 0; v < C; ++v) bv[v] = V::load(b + v * W);
       for (int r = 0; r < R; ++r) {

@@ -353,7 +353,7 @@ class _Job:
     def _pack(self, widths: Mapping[str, Sequence[int]], draft: bool) -> None:
         """A few layers at a time, as the moments of their inputs become known."""
         wanted = {
-            module: [w for w in found if not self.packed.has(module, w, draft)]
+            module: [w for w in found if not self._is_done(module, w, draft)]
             for module, found in widths.items()
         }
         by_input: dict[str | None, list[str]] = {}
@@ -367,10 +367,19 @@ class _Job:
         for moments in self._moments([name for name in by_input if name is not None], full):
             for name, found_moments in [*moments.items(), (None, None)]:
                 for module in by_input.pop(name, ()):
-                    for width in wanted[module]:
-                        self.packed.add(module, width, found_moments, draft)
+                    measured = self.measured_bits(module)
+                    for width in sorted(wanted[module], key=lambda w: w != measured):  # that one first
+                        if draft and width != measured:
+                            self.packed.estimate(module, width, measured, found_moments)
+                        else:
+                            self.packed.add(module, width, found_moments, draft)
                         done += 1
                         self._tell(label, done, total)
+
+    def _is_done(self, module: str, width: int, draft: bool) -> bool:
+        if draft and width != self.measured_bits(module):
+            return self.packed.knows(module, width, draft)
+        return self.packed.has(module, width, draft)
 
     def _moments(self, modules: Sequence[str], full: bool) -> Iterator[Mapping[str, InputMoments | None]]:
         if self.text is None or not modules:

@@ -1,7 +1,8 @@
 """The packed forms of every module, kept in the work folder: packed once, read as often as needed.
 
 A form is a module at a width, packed in earnest or as a draft. Drafts are weighted k-means alone, which takes
-a fraction of the time: large models choose their bits by drafts, and pack in earnest only what was chosen.
+a fraction of the time: large models choose their bits by drafts, and pack in earnest only what was chosen. A
+draft is packed whole at the width at which the loss is measured; at the others some rows tell its error.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pomona.compression.moments import InputMoments
@@ -19,10 +21,12 @@ from pomona.compression.report import ChoiceReport
 from pomona.compression.sensitivity import predict
 from pomona.compression.work import WorkFolder
 from pomona.errors import PomonaError
+from pomona.models.palettized import GROUP_ROWS
 from pomona.models.safetensors_file import Checkpoint
 
 ERRORS = "errors.json"  # relative errors by file name
 DRAFT_METHOD: Method = "weighted"
+SAMPLE_GROUPS = 16  # of 16 rows each, evenly spaced, from which the error of a draft is told
 
 
 class PackedModules:
@@ -55,6 +59,23 @@ class PackedModules:
         name = _file(module, bits, draft)
         self.work.write_arrays(name, arrays)
         self.work.write_json(ERRORS, self._errors() | {name: packed.relative_error})
+
+    def estimate(self, module: str, bits: int, measured_bits: int, moments: InputMoments | None) -> None:
+        """Notes the error that a draft would have, by how that of some rows compares with `measured_bits`, at
+        which the draft is there."""
+        rows = _sample(self.shapes[module][0])
+        method: Method = "kmeans" if moments is None else DRAFT_METHOD
+        here, there = (
+            pack(self.checkpoint, self.plan(module, b), moments, method, self.threads, rows).relative_error
+            for b in (bits, measured_bits)
+        )
+        whole = self.error(module, measured_bits, draft=True)
+        error = whole * here / there if there > 0.0 else here
+        self.work.write_json(ERRORS, self._errors() | {_file(module, bits, True): error})
+
+    def knows(self, module: str, bits: int, draft: bool) -> bool:
+        """Whether its error is known."""
+        return _file(module, bits, draft) in self._errors()
 
     def parts(self, module: str, bits: int, draft: bool = False) -> tuple[dict[str, NDArray[Any]], float]:
         """The stored arrays by tensor name, and the relative error."""
@@ -105,6 +126,13 @@ class PackedModules:
 
     def _damaged(self) -> PomonaError:
         return PomonaError(f"{self.work.path}: is damaged; delete it and start again")
+
+
+def _sample(rows: int) -> NDArray[np.intp]:
+    """The rows of SAMPLE_GROUPS groups of a matrix, or all."""
+    groups = rows // GROUP_ROWS
+    chosen = np.unique(np.linspace(0, groups - 1, min(groups, SAMPLE_GROUPS)).astype(np.intp))
+    return (chosen[:, None] * GROUP_ROWS + np.arange(GROUP_ROWS)).ravel()
 
 
 def _file(module: str, bits: int, draft: bool) -> str:

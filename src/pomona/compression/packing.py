@@ -103,14 +103,24 @@ class Packed:
 
 
 def pack(
-    checkpoint: Checkpoint, plan: Plan, moments: InputMoments | None, method: Method, threads: int
+    checkpoint: Checkpoint,
+    plan: Plan,
+    moments: InputMoments | None,
+    method: Method,
+    threads: int,
+    rows: NDArray[np.intp] | None = None,
 ) -> Packed:
-    """Packs one weight of a 16-bit checkpoint. PomonaError: not bf16, not finite, too large for a scale."""
+    """Packs one weight of a 16-bit checkpoint, or these `rows` of it (whole groups of 16).
+
+    PomonaError: not bf16, not finite, too large for a scale.
+    """
     stored, where = checkpoint.array(plan.name), checkpoint.directory
     if stored.dtype != np.uint16 or stored.shape != plan.shape:
         raise PomonaError(
             f"{where}: tensor {plan.name!r} is not BF16 {list(plan.shape)}; pull the model again"
         )
+    if rows is not None:
+        stored = stored[rows]
     if ((stored & 0x7F80) == 0x7F80).any():
         raise PomonaError(
             f"{where}: tensor {plan.name!r} holds a value that is not finite; get a sound checkpoint"
