@@ -92,6 +92,13 @@ def house(
         done.append(f"generate {len(ids)} {max_new_tokens}" + ("" if sequence is None else f" {sequence}"))
         yield from range(max_new_tokens)
 
+    def add(model: Path, source: str) -> None:
+        done.append(f"add {source}")
+        make(model / "adapters" / "recovery")
+        (model / "adapters" / "recovery" / "adapter_config.json").write_text("{}")
+        (model / "adapters" / "recovery" / "adapter_model.safetensors").write_bytes(bytes(1_000_000))
+
+    fake_module("pomona.adapters.store", add=add)
     monkeypatch.setattr(store, "pull", pull)
     fake_module("pomona.compression.compress", compress=compress)
     fake_module("pomona.models.palettized", describe=describe)
@@ -100,13 +107,9 @@ def house(
     return done
 
 
-def put_recovery(zoo: Path, mark: str) -> Path:
-    adapter = zoo / "small" / "recovery"
-    adapter.mkdir(parents=True)
-    (adapter / "adapter_config.json").write_text("{}")
-    (adapter / "adapter_model.safetensors").write_bytes(bytes(1_000_000))
-    (adapter / "pomona.json").write_text(json.dumps({"base_fingerprint": mark}))
-    return adapter
+def put_recovery(zoo: Path, mark: str) -> None:
+    (zoo / "small" / "recovery").mkdir(parents=True)
+    (zoo / "small" / "recovery" / "pomona.json").write_text(json.dumps({"base_fingerprint": mark}))
 
 
 def test_the_tour(pomona: Command, house: list[str], runtime: Any) -> None:
@@ -158,11 +161,11 @@ def test_json_is_one_object_and_the_tour_goes_to_standard_error(pomona: Command,
 
 
 def test_the_recovery_adapter_of_the_zoo_is_put_in_and_measured(
-    pomona: Command, house: list[str], zoo: Path, cli_models: Path
+    pomona: Command, house: list[str], zoo: Path
 ) -> None:
     put_recovery(zoo, MARK)
     found = pomona("quickstart", "--json").json
-    assert (cli_models / "smollm2-135m-4bit" / "adapters" / "recovery" / "adapter_config.json").is_file()
+    assert "add zoo:recovery" in house
     assert [found[key]["perplexity"] for key in ("source", "compressed", "recovered")] == pytest.approx(
         [20, 25, 22]
     )
@@ -182,8 +185,10 @@ def test_the_adapter_that_is_there_stays(
     pomona("quickstart")
     own = cli_models / "smollm2-135m-4bit" / "adapters" / "recovery" / "adapter_config.json"
     own.write_text('{"mine": 1}')
+    house.clear()
     outcome = pomona("quickstart")
     assert "with recovery" in outcome.out
+    assert "add zoo:recovery" not in house
     assert own.read_text() == '{"mine": 1}'
 
 

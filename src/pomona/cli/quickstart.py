@@ -155,7 +155,9 @@ class Tour:
         if entry is None:
             self.say(f"   none is in the zoo for base {mark}; `pomona recover` trains one")
             return False
-        _copy_adapter(entry.path, target)
+        from pomona.adapters import store
+
+        store.add(compressed, f"{zoo.PREFIX}{ADAPTER}")
         self.say(f"   from the zoo: {entry.model}/{entry.name}, the model's default from now on")
         return True
 
@@ -296,17 +298,6 @@ def _timed_generation(
             )
         ]
     return times[0] - started, times[-1] - times[0]
-
-
-def _copy_adapter(source: Path, target: Path) -> None:
-    from pomona.models.model_directory import ModelDirectoryWriter, copy_files
-
-    with ModelDirectoryWriter(target, mark="adapter_config.json") as writer:
-        copy_files(
-            source,
-            writer.path,
-            ("adapter_config.json", "adapter_model.safetensors", "pomona.json", "LICENSE"),
-        )
 
 
 if __name__ == "__main__":

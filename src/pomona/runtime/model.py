@@ -246,6 +246,8 @@ def _adapters_of(engine: Engine) -> AdapterCache:
     folder: Path = engine.directory / ADAPTERS_FOLDER
     if folder.is_dir():
         for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if directory.name.startswith("."):  # one that is being written or removed
+                continue
             if directory.name == BASE:
                 raise PomonaError(
                     f"{directory}: {BASE!r} means the model without an adapter; rename the folder"
