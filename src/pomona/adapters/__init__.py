@@ -1,1 +1,1 @@
-"""Adapters: their store, the built-in tasks, their training; nothing is imported until it is asked for."""
+"""Adapters: their store, the built-in tasks, and how they are trained; imported when asked for."""

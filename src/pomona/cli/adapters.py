@@ -19,6 +19,7 @@ from pomona.cli.common import (
     JsonOption,
     OverwriteOption,
     ProgressReporter,
+    ThreadsOption,
     directory_bytes,
     examples,
     format_bytes,
@@ -283,3 +284,91 @@ def export(
         print_json({"written": written, "bytes": size})
         return
     print(f"{written}: {format_bytes(size)}")
+
+
+@app.command(
+    epilog=examples(
+        "pomona adapters rebase summarize --from small-4bit --to small-3.5bit --data mails.jsonl",
+    )
+)
+def rebase(
+    name: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="An adapter of the old base.", show_default=False)
+    ],
+    old: Annotated[
+        str, typer.Option("--from", metavar="OLD", help="The base that it was made for.", show_default=False)
+    ],
+    new: Annotated[
+        str, typer.Option("--to", metavar="NEW", help="The base that it is wanted for.", show_default=False)
+    ],
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            metavar="FILE.jsonl",
+            help="Prompts of the task: lines with `messages` or `prompt`. Answers in it are not read.",
+            show_default=False,
+        ),
+    ],
+    new_name: Annotated[
+        str | None, typer.Option("--name", help="What to call it in NEW.", show_default="the same")
+    ] = None,
+    answer_tokens: Annotated[
+        int, typer.Option("--answer-tokens", min=1, max=8192, help="Of one answer at most.")
+    ] = 256,
+    temperature: Annotated[
+        float, typer.Option("--temperature", min=0, max=5, help="At which the old pair writes its answers.")
+    ] = 0.7,
+    passes: Annotated[int, typer.Option("--passes", min=1, help="Times that the answers are read.")] = 3,
+    minutes: Annotated[
+        float | None,
+        typer.Option("--minutes", min=0.01, help="Time for the training loop.", show_default="no limit"),
+    ] = None,
+    lr: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 5e-4,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the answers and their order.")] = 0,
+    threads: ThreadsOption = None,
+    overwrite: OverwriteOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train an adapter again for another base: the old base with the adapter teaches the new one."""
+    from pomona.adapters.rebase import RebaseOptions
+    from pomona.adapters.rebase import rebase as rebase_adapter
+    from pomona.models import store
+
+    with ProgressReporter() as progress:
+        report = rebase_adapter(
+            name,
+            store.resolve(old),
+            store.resolve(new),
+            data=data,
+            name=new_name,
+            options=RebaseOptions(
+                answer_tokens=answer_tokens,
+                temperature=temperature,
+                passes=passes,
+                minutes=minutes,
+                lr=lr,
+                seed=seed,
+            ),
+            overwrite=overwrite,
+            threads=threads,
+            progress=progress.update,
+            on_point=lambda point, left: note(
+                f"step {point.step}, held-out KL {point.held_out_kl:.4f}, "
+                f"same top token {100 * point.same_top:.1f}%"
+            ),
+        )
+    if report.directory is None:
+        note("WARNING: no adapter was better than the new base alone: nothing was written; lower --lr")
+    if as_json:
+        print_json(report.to_json())
+        return
+    carried = "" if report.carried_kl is None else f", {report.carried_kl:.4f} with the old values"
+    print_pairs(
+        [
+            ("written", str(report.directory or "nothing")),
+            ("KL to the old pair", f"{report.kl:.4f} nats per token, before {report.base_kl:.4f}{carried}"),
+            ("same top token", f"{100 * report.same_top:.1f}%"),
+            ("prompts", f"{report.prompts:,}, and {report.held_out:,} held out"),
+        ]
+    )
