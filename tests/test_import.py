@@ -76,6 +76,11 @@ def test_importing_loads_nothing_heavy() -> None:
         "pomona.models.import_gguf",
         "pomona.models.export",
         "pomona.cli.quickstart",
+        "pomona.cli.adapters",
+        "pomona.adapters.export",
+        "pomona.adapters.inspection",
+        "pomona.adapters.rebase",
+        "pomona.models.zoo",
     ],
 )
 def test_no_part_of_the_core_loads_torch(module: str) -> None:

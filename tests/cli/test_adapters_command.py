@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -49,7 +50,7 @@ def answer(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
 def test_without_a_word_the_sub_commands_are_listed(pomona: Command) -> None:
     outcome = pomona("adapters")
     assert outcome.code == 0
-    for word in ("list", "add", "remove", "show", "verify", "export"):
+    for word in ("list", "add", "remove", "show", "verify", "export", "rebase"):
         assert f" {word} " in outcome.out
 
 
@@ -180,3 +181,56 @@ def test_a_wrong_sub_command_is_one_line(pomona: Command) -> None:
 def test_json_errors_are_json(pomona: Command, model: Path) -> None:
     outcome = pomona("adapters", "show", "tiny", "none", "--json")
     assert outcome.code == 2 and "has no adapter none" in json.dumps(outcome.json)
+
+
+# --- rebase, whose work is tested in tests/adapters
+
+
+@pytest.fixture
+def rebased(fake_module: Callable[..., None], tmp_path: Path) -> list[dict[str, Any]]:
+    """pomona.adapters.rebase, replaced; gives what it was asked for. With a --name it fails to improve."""
+    asked: list[dict[str, Any]] = []
+
+    def rebase(adapter: str, old: Path, new: Path, **options: Any) -> Any:
+        asked.append({"adapter": adapter, "old": old, "new": new, **options})
+        options["on_point"](SimpleNamespace(step=3, held_out_kl=0.5, same_top=0.75), 1.0)
+        kl = 0.25 if options["name"] is None else 2.0
+        report = {
+            "directory": new / "adapters" / adapter if kl < 1 else None,
+            "base_kl": 1.0,
+            "carried_kl": 0.5,
+            "kl": kl,
+            "same_top": 0.9,
+            "prompts": 36,
+            "held_out": 4,
+        }
+        return SimpleNamespace(**report, to_json=lambda: report)
+
+    fake_module("pomona.adapters.rebase", rebase=rebase, RebaseOptions=dict)
+    return asked
+
+
+REBASE = ["adapters", "rebase", "brief", "--from", "old", "--to", "new", "--data", "p.jsonl"]
+
+
+def test_rebase_passes_its_options_on_and_tells_what_came_of_it(
+    pomona: Command, put_model: Callable[..., Path], rebased: list[dict[str, Any]]
+) -> None:
+    old, new = put_model("old"), put_model("new")
+    outcome = pomona(*REBASE, "--lr", "0.01", "--minutes", "2", "--threads", "1")
+    assert outcome.code == 0, outcome.err
+    assert "0.2500 nats per token, before 1.0000, 0.5000 with the old values" in outcome.out
+    assert "step 3, held-out KL 0.5000, same top token 75.0%" in outcome.err
+    [asked] = rebased
+    assert (asked["adapter"], asked["old"], asked["new"]) == ("brief", old, new)
+    assert (asked["data"], asked["threads"], asked["overwrite"]) == (Path("p.jsonl"), 1, False)
+    assert (asked["options"]["lr"], asked["options"]["minutes"]) == (0.01, 2)
+    assert pomona(*REBASE, "--json").json["kl"] == 0.25
+
+
+def test_rebase_warns_when_nothing_was_written(
+    pomona: Command, put_model: Callable[..., Path], rebased: list[dict[str, Any]]
+) -> None:
+    put_model("old"), put_model("new")
+    outcome = pomona(*REBASE, "--name", "worse")
+    assert outcome.code == 0 and "WARNING" in outcome.err and "nothing" in outcome.out

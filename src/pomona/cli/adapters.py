@@ -45,7 +45,14 @@ NameArgument = Annotated[
 ]
 
 
-@app.callback(invoke_without_command=True)
+@app.callback(
+    invoke_without_command=True,
+    epilog=examples(
+        "pomona adapters list",
+        "pomona adapters add smollm2-135m-4bit zoo:recovery",
+        "pomona adapters add --help",
+    ),
+)
 def adapters(context: typer.Context) -> None:
     """The adapters of a model: what is there, bringing one in, taking one out, handing one on."""
     if context.invoked_subcommand is None:

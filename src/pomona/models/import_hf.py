@@ -126,9 +126,7 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def find_source(
-    source: str, progress: Progress | None = None, files: Sequence[str] = _HUB_FILES
-) -> Path:
+def find_source(source: str, progress: Progress | None = None, files: Sequence[str] = _HUB_FILES) -> Path:
     """The directory of `source`: itself, or the snapshot of that hub model, downloaded if it is not here.
 
     files: patterns of what a download brings.
