@@ -48,7 +48,7 @@ NameArgument = Annotated[
 @app.callback(
     invoke_without_command=True,
     epilog=examples(
-        "pomona adapters list",
+        "pomona adapters list --json",
         "pomona adapters add smollm2-135m-4bit zoo:recovery",
         "pomona adapters add --help",
     ),
