@@ -32,11 +32,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("pomona.cli.pull", "Put a model into the cache: built-in name, directory, GGUF file or hub id."),
     "compress": ("pomona.cli.compress", "Palettise a model to 4 bits per weight."),
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
+    "run": ("pomona.cli.run", "Answer one prompt, or chat."),
     "adapters": (
         "pomona.cli.adapters",
         "List, add, remove, show, verify, export or rebase the adapters of a model.",
     ),
-    "run": ("pomona.cli.run", "Answer one prompt, or chat."),
     "inspect": (
         "pomona.cli.inspect",
         "Show a model's sizes, bits per weight, configuration and fingerprint.",
