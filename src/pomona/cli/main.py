@@ -33,13 +33,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compress": ("pomona.cli.compress", "Palettise a model to 4 bits per weight."),
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
-    "adapters": (
-        "pomona.cli.adapters",
-        "List, add, remove, show, verify, export or rebase the adapters of a model.",
-    ),
     "inspect": (
         "pomona.cli.inspect",
         "Show a model's sizes, bits per weight, configuration and fingerprint.",
+    ),
+    "adapters": (
+        "pomona.cli.adapters",
+        "List, add, remove, show, verify, export or rebase the adapters of a model.",
     ),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
 }
