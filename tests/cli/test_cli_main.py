@@ -97,10 +97,11 @@ def test_every_option_stands_on_the_documentation_page_of_its_command() -> None:
     for name in COMMANDS:
         page = (Path(__file__).parents[2] / "docs" / f"{name}.md").read_text(encoding="utf-8")
         app = typer.main.get_command(importlib.import_module(COMMANDS[name][0]).app)
-        for parameter in app.params:
-            for option in parameter.opts:
-                if option.startswith("--") and option != "--help":
-                    assert f"`{option}" in page, f"docs/{name}.md does not mention {option}"
+        for command in (app, *getattr(app, "commands", {}).values()):
+            for parameter in command.params:
+                for option in parameter.opts:
+                    if option.startswith("--") and option != "--help":
+                        assert f"`{option}" in page, f"docs/{name}.md does not mention {option}"
 
 
 def test_the_version_is_that_of_the_package(pomona: Command) -> None:

@@ -299,6 +299,7 @@ def test_the_quickstart_on_a_filled_cache(
     (models / "smollm2-135m").symlink_to(smollm2_dir, target_is_directory=True)
     (models / "smollm2-135m-4bit").symlink_to(smollm2_4bit_dir, target_is_directory=True)
     monkeypatch.setenv("POMONA_CACHE", str(tmp_path))
+    monkeypatch.setenv("POMONA_ZOO", str(models))  # no adapter: the models are other tests' too
     found = answer_json("quickstart")
     assert found["reused"] == ["smollm2-135m", "smollm2-135m-4bit"]
     assert found["torch_imported"] is False

@@ -37,6 +37,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pomona.cli.inspect",
         "Show a model's sizes, bits per weight, configuration and fingerprint.",
     ),
+    "adapters": (
+        "pomona.cli.adapters",
+        "List, add, remove, show, verify, export or rebase the adapters of a model.",
+    ),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
 }
 

@@ -3,8 +3,9 @@
     pomona quickstart
     python -m pomona.cli.quickstart --json
 
-Pulls SmolLM2-135M-Instruct, compresses it to 4 bits, lets it answer two questions, and measures it before and
-after. Needs neither torch nor the hub. What is in the cache already is used again, unless `--fresh` is given.
+Pulls SmolLM2-135M-Instruct, compresses it to 4 bits, adds the zoo's recovery adapter, lets it answer two
+questions, and measures it at every stage. Needs neither torch nor the hub. What is in the cache already is
+used again, unless `--fresh` is given.
 """
 
 from __future__ import annotations
@@ -12,10 +13,10 @@ from __future__ import annotations
 import statistics
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TextIO
 
 import typer
 
@@ -23,6 +24,7 @@ from pomona.cli.common import (
     JsonOption,
     ProgressReporter,
     ThreadsOption,
+    directory_bytes,
     examples,
     format_bytes,
     new_app,
@@ -31,11 +33,16 @@ from pomona.cli.common import (
 )
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pomona.runtime.adapters import LoadedAdapter
     from pomona.runtime.engine import Engine
     from pomona.runtime.model import Model
 
 SOURCE = "smollm2-135m"
 COMPRESSED = f"{SOURCE}-4bit"
+ADAPTER = "recovery"
+HEADINGS = {"source": "16 bit", "compressed": "compressed", "recovered": "with recovery"}
 
 ANSWER_TOKENS = 96
 PREFILL_TOKENS = 512
@@ -59,10 +66,15 @@ def quickstart(
         source = tour.pull(fresh)
     with tour.step("compress", "Compress it to 4 bits per weight"):
         compressed = tour.compress(source, fresh)
+    with tour.step("recover", "Add its recovery adapter"):
+        recovered = tour.recover(compressed)
     with tour.step("answer", "Ask the compressed model"):
         answers = tour.answer(compressed)
-    with tour.step("measure", "Measure both"):
-        results = tour.measure({"source": source, "compressed": compressed})
+    stages = {"source": Stage(source), "compressed": Stage(compressed)}
+    if recovered:
+        stages["recovered"] = Stage(compressed, ADAPTER)
+    with tour.step("measure", "Measure the stages" if recovered else "Measure both"):
+        results = tour.measure(stages)
     total = time.perf_counter() - started
     tour.table(results)
     tour.say(
@@ -83,8 +95,15 @@ def quickstart(
         )
 
 
+class Stage(NamedTuple):
+    """What a column of the table measures: a model, alone or with one of its adapters."""
+
+    directory: Path
+    adapter: str | None = None
+
+
 class Tour:
-    """The four steps, and what they found on the way."""
+    """The steps, and what they found on the way."""
 
     def __init__(self, threads: int | None, out: TextIO) -> None:
         self.threads = threads
@@ -122,6 +141,26 @@ class Tour:
             compress(source, target, threads=self.threads, progress=progress.update, overwrite=fresh)
         return target
 
+    def recover(self, compressed: Path) -> bool:
+        """Puts the zoo's adapter for this very model into it; whether the model has one now."""
+        target = compressed / "adapters" / ADAPTER
+        if (target / "adapter_config.json").is_file():
+            self.say(f"   already in {target}")
+            return True
+        from pomona.models import zoo
+        from pomona.models.palettized import describe
+
+        mark = describe(compressed).fingerprint
+        entry = zoo.find(mark, ADAPTER)
+        if entry is None:
+            self.say(f"   none is in the zoo for base {mark}; `pomona recover` trains one")
+            return False
+        from pomona.adapters import store
+
+        store.add(compressed, f"{zoo.PREFIX}{ADAPTER}")
+        self.say(f"   from the zoo: {entry.model}/{entry.name}, the model's default from now on")
+        return True
+
     def _reuse(self, directory: Path, fresh: bool) -> bool:
         if fresh or not (directory / "config.json").is_file():
             return False
@@ -148,9 +187,9 @@ class Tour:
             answers.append({"prompt": prompt, "response": "".join(pieces)})
         return answers
 
-    def measure(self, directories: dict[str, Path]) -> dict[str, dict[str, Any]]:
-        """Sizes, speeds and perplexity of every model. Speeds are medians of runs that take turns, so that
-        a busy minute on the machine falls on all models alike."""
+    def measure(self, stages: dict[str, Stage]) -> dict[str, dict[str, Any]]:
+        """Sizes, speeds and perplexity at every stage. Speeds are medians of runs that take turns, so that a
+        busy minute on the machine falls on all stages alike."""
         from pomona.data.builtin_text import evaluation_text
         from pomona.evaluation.perplexity import perplexity
         from pomona.models.palettized import describe
@@ -158,30 +197,40 @@ class Tour:
 
         # Without the prefix cache: the same prompt is read again and again.
         models = {
-            key: Model.load(str(path), threads=self.threads, prefix_cache=False)
-            for key, path in directories.items()
+            key: Model.load(str(stage.directory), threads=self.threads, prefix_cache=False)
+            for key, stage in stages.items()
         }
-        speeds: dict[str, list[tuple[float, float]]] = {key: [] for key in models}
+        adapters = {
+            key: None if stage.adapter is None else models[key].adapters.acquire(stage.adapter)
+            for key, stage in stages.items()
+        }
+        speeds: dict[str, list[tuple[float, float]]] = {key: [] for key in stages}
         with ProgressReporter() as progress:
             for repeat in range(REPEATS):
                 progress.update("speed", repeat, REPEATS)
                 for key, model in models.items():
-                    speeds[key].append(measure_speed(model))
+                    speeds[key].append(measure_speed(model, adapters[key]))
             progress.update("speed", REPEATS, REPEATS)
             results: dict[str, dict[str, Any]] = {}
-            for key, model in models.items():
+            for key, stage in stages.items():
+                model = models[key]
                 ids = model.tokenizer.encode(evaluation_text())
 
                 def update(label: str, done: int, total: int, key: str = key) -> None:
-                    progress.update(f"{label}, {key}", done, total)
+                    progress.update(f"{label}, {HEADINGS[key]}", done, total)
 
-                score = perplexity(model.engine, ids, context=CONTEXT, progress=update)
-                description = describe(directories[key])
+                scorer = AdaptedEngine(model.engine, adapters[key])
+                score = perplexity(scorer, ids, context=CONTEXT, progress=update)
+                description = describe(stage.directory)
+                size = description.file_bytes
+                if stage.adapter is not None:
+                    size += directory_bytes(stage.directory / "adapters" / stage.adapter)
                 results[key] = {
-                    "directory": directories[key],
-                    "file_bytes": description.file_bytes,
+                    "directory": stage.directory,
+                    "adapter": stage.adapter,
+                    "file_bytes": size,
                     "projection_bits_per_weight": description.projection_bits_per_weight,
-                    "file_bits_per_weight": description.file_bits_per_weight,
+                    "file_bits_per_weight": description.file_bits_per_weight * size / description.file_bytes,
                     "prefill_tokens_per_second": statistics.median(prefill for prefill, _ in speeds[key]),
                     "decode_tokens_per_second": statistics.median(decode for _, decode in speeds[key]),
                     "perplexity": score.perplexity,
@@ -203,7 +252,7 @@ class Tour:
         ):
             rows.append([label, *(form(results[name][key]) for name in results)])
         self.say("")
-        print_table(("", *results), rows, stream=self.out)
+        print_table(("", *(HEADINGS[key] for key in results)), rows, stream=self.out)
         first = next(iter(results.values()))
         self.say(
             f"{first['threads']} threads, {first['isa']}; speeds are medians of {REPEATS} runs, perplexity "
@@ -211,26 +260,43 @@ class Tour:
         )
 
 
-def measure_speed(model: Model) -> tuple[float, float]:
+class AdaptedEngine:
+    """An engine that scores texts with one adapter in use (None: the base alone), for perplexity()."""
+
+    def __init__(self, engine: Engine, adapter: LoadedAdapter | None) -> None:
+        self.config = engine.config
+        self._engine = engine
+        self._adapter = adapter
+
+    def score(self, token_ids: Sequence[int], /) -> NDArray[Any]:
+        return self._engine.score(token_ids, self._adapter)
+
+
+def measure_speed(model: Model, adapter: LoadedAdapter | None) -> tuple[float, float]:
     """Tokens per second: reading a prompt of PREFILL_TOKENS, and writing DECODE_TOKENS after a short one."""
     from pomona.data.builtin_text import evaluation_text
 
     ids = model.tokenizer.encode(evaluation_text())
-    first, _ = _timed_generation(model.engine, ids[:PREFILL_TOKENS], 1)
-    _, rest = _timed_generation(model.engine, ids[:32], DECODE_TOKENS + 1)
+    first, _ = _timed_generation(model.engine, adapter, ids[:PREFILL_TOKENS], 1)
+    _, rest = _timed_generation(model.engine, adapter, ids[:32], DECODE_TOKENS + 1)
     return PREFILL_TOKENS / first, DECODE_TOKENS / rest
 
 
-def _timed_generation(engine: Engine, ids: list[int], count: int) -> tuple[float, float]:
+def _timed_generation(
+    engine: Engine, adapter: LoadedAdapter | None, ids: list[int], count: int
+) -> tuple[float, float]:
     """Seconds until the first of `count` greedy tokens, and from the first to the last."""
     from pomona.runtime.generate import generate
     from pomona.runtime.sampling import Sampling
 
-    started = time.perf_counter()
-    times = [
-        time.perf_counter()
-        for _ in generate(engine, ids, sampling=Sampling(), max_new_tokens=count, stop_ids=())
-    ]
+    with engine.new_sequence(adapter) as sequence:
+        started = time.perf_counter()
+        times = [
+            time.perf_counter()
+            for _ in generate(
+                engine, ids, sampling=Sampling(), max_new_tokens=count, stop_ids=(), sequence=sequence
+            )
+        ]
     return times[0] - started, times[-1] - times[0]
 
 

@@ -8,11 +8,10 @@ adapters/recovery. This file joins them; torch is imported where it is needed an
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from pomona.compression.report import REPORT_FILE
 from pomona.compression.training.options import Outcome, Point, TrainOptions
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
+from pomona.models.locking import locked_folder
 from pomona.models.model_directory import (
     CONFIG_FILE,
     LICENCE_FILES,
@@ -39,9 +39,8 @@ from pomona.models.model_directory import (
     write_json,
 )
 from pomona.models.palettized import describe, fingerprint, read_quantization_config
-from pomona.models.safetensors_file import Checkpoint, SafetensorsWriter, TensorSpec, bf16_from_float32
-from pomona.runtime.adapter_file import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from pomona.runtime.adapter_file import WEIGHTS_FILE as ADAPTER_WEIGHTS_FILE
+from pomona.models.safetensors_file import Checkpoint, SafetensorsWriter, TensorSpec
+from pomona.runtime.adapter_writer import write_adapter
 
 if TYPE_CHECKING:
     from pomona.compression.training.trainer import OnPoint, Trainer
@@ -119,7 +118,7 @@ def recover(
     plan = TextPlan(teacher, text or TextOptions())
     mark = describe(base).fingerprint
     folder = work / f"run-{mark[:12]}-{plan.key}-r{train.rank}{'t' if train.tables else ''}"
-    with _locked(folder):
+    with locked_folder(folder):
         unfinished = (folder / CHECKPOINT).exists()
         if unfinished and not resume and not restart:
             raise PomonaError(
@@ -137,7 +136,7 @@ def recover(
             if train.tables:
                 written = _write_model(base, target, trainer, record, overwrite)
             else:
-                written = write_adapter(target, trainer, record, overwrite)
+                written = _write_adapter(target, trainer, record, overwrite)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return RecoveryReport(
         written,
@@ -206,7 +205,7 @@ def _trainer(
     from pomona.compression.training.trainer import Task, Trainer
 
     store = work / f"text-{plan.key}"
-    with _locked(store):
+    with locked_folder(store):
         text = plan.prepare(store, threads=threads, progress=progress)
         gc.collect()  # the engine that wrote the text
         network = Network.load(teacher)
@@ -227,29 +226,9 @@ def _trainer(
     return Trainer(student, task, train, folder, palettes, start)
 
 
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """The folder, made if need be, for this process alone."""
-    import fcntl
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise PomonaError(
-            f"{folder}: cannot be used as work folder ({error.strerror}); choose another"
-        ) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise PomonaError(f"{folder}: another process works there; wait for it to end") from None
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _record(mark: str, teacher: Path, plan: TextPlan, trainer: Trainer, outcome: Outcome) -> dict[str, Any]:
+def _record(
+    mark: str, teacher: Path, plan: TextPlan, trainer: Trainer, outcome: Outcome[Point]
+) -> dict[str, Any]:
     """The adapter's pomona.json: for which base, how it was made, of what, and what came of it."""
     path = teacher / PROVENANCE_FILE
     origin = read_json_object(path) if path.is_file() else {}
@@ -276,23 +255,13 @@ def _record(mark: str, teacher: Path, plan: TextPlan, trainer: Trainer, outcome:
     }
 
 
-def write_adapter(target: Path, trainer: Trainer, record: Mapping[str, Any], overwrite: bool) -> Path:
-    """The adapter as a PEFT directory, whole or not at all."""
-    shapes = trainer.student.config.linear_shapes()
-    targets = list(dict.fromkeys(name.rpartition(".")[2] for name in shapes))
-    specs, arrays = [], []
-    for name in shapes:
-        for letter, part in (("A", "a"), ("B", "b")):
-            array = bf16_from_float32(trainer.flats["adapter"].value(f"{name}.{part}").numpy())
-            arrays.append(array)
-            specs.append(TensorSpec(f"base_model.model.{name}.lora_{letter}.weight", "BF16", array.shape))
-    with ModelDirectoryWriter(target, overwrite=overwrite, mark=ADAPTER_CONFIG_FILE) as writer:
-        write_json(writer.path / ADAPTER_CONFIG_FILE, _peft_config(trainer.options, targets))
-        with SafetensorsWriter(writer.path / ADAPTER_WEIGHTS_FILE, specs, {"format": "pt"}) as file:
-            for spec, array in zip(specs, arrays, strict=True):
-                file.write(spec.name, array)
-        write_json(writer.path / PROVENANCE_FILE, dict(record))
-    return target
+def _write_adapter(target: Path, trainer: Trainer, record: Mapping[str, Any], overwrite: bool) -> Path:
+    value = trainer.flats["adapter"].value
+    pairs = {
+        name: (value(f"{name}.a").numpy(), value(f"{name}.b").numpy())
+        for name in trainer.student.config.linear_shapes()
+    }
+    return write_adapter(target, pairs, scale=trainer.options.scale, record=record, overwrite=overwrite)
 
 
 def _write_model(
@@ -317,24 +286,5 @@ def _write_model(
         write_json(writer.path / CONFIG_FILE, raw)
         copy_files(base, writer.path, (*TOKENIZER_FILES, *LICENCE_FILES, PROVENANCE_FILE, REPORT_FILE))
         record = {**record, "base_fingerprint": mark, "tables_of": record["base_fingerprint"]}
-        write_adapter(writer.path / ADAPTER, trainer, record, False)
+        _write_adapter(writer.path / ADAPTER, trainer, record, False)
     return target
-
-
-def _peft_config(options: TrainOptions, targets: list[str]) -> dict[str, Any]:
-    alpha = options.scale * options.rank
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": None,
-        "inference_mode": True,
-        "r": options.rank,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": 0.0,
-        "target_modules": targets,
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "use_dora": False,
-    }

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -126,8 +126,11 @@ def is_hub_id(source: str) -> bool:
     return _HUB_ID.fullmatch(source) is not None
 
 
-def find_source(source: str, progress: Progress | None = None) -> Path:
-    """The directory of `source`: itself, or the snapshot of that hub model, downloaded if it is not here."""
+def find_source(source: str, progress: Progress | None = None, files: Sequence[str] = _HUB_FILES) -> Path:
+    """The directory of `source`: itself, or the snapshot of that hub model, downloaded if it is not here.
+
+    files: patterns of what a download brings.
+    """
     directory = Path(source).expanduser()
     if source and directory.is_dir():
         return directory
@@ -144,7 +147,7 @@ def find_source(source: str, progress: Progress | None = None) -> Path:
     if progress is not None:
         progress(f"download {source}", 0, 0)
     try:
-        return Path(snapshot_download(source, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(source, allow_patterns=list(files)))
     except Exception as error:  # of several libraries: HTTP, file system, hub
         raise PomonaError(f"{source}: {_hub_problem(error)}") from error
 

@@ -289,12 +289,12 @@ class Engine:
                 self._call(self.native.logits, sequence.handle, part, out[start : start + len(part)])
         return out
 
-    def score(self, token_ids: Seq[int]) -> NDArray[np.float32]:
+    def score(self, token_ids: Seq[int], adapter: LoadedAdapter | None = None) -> NDArray[np.float32]:
         """[T - 1]: log p(token i + 1 | tokens 0 .. i) of a fresh sequence, natural logarithm."""
         ids = self._ids(token_ids)
         targets = np.append(ids[1:], np.int32(-1))
         parts = []
-        with self.new_sequence() as sequence:
+        with self.new_sequence(adapter) as sequence:
             for start in range(0, len(ids), BATCH_TOKENS):
                 end = start + BATCH_TOKENS
                 parts.append(

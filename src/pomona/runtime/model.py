@@ -7,8 +7,6 @@ print(model.session(instructions="Answer in one sentence.").respond("Name three 
 from __future__ import annotations
 
 import os
-import re
-import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pomona.errors import PomonaError
+from pomona.models.fence import Fence
 from pomona.models.store import resolve
 from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.answer import Answer
@@ -149,7 +148,7 @@ class Model(LanguageModel):
         `<|im_end|>` into it.
         """
         template = self._template()
-        fence = _Fence(self.tokenizer)
+        fence = Fence(self.tokenizer)
         text = template.render(
             fence.guarded(list(messages)),
             add_generation_prompt=True,
@@ -246,47 +245,11 @@ def _adapters_of(engine: Engine) -> AdapterCache:
     folder: Path = engine.directory / ADAPTERS_FOLDER
     if folder.is_dir():
         for directory in sorted(path for path in folder.iterdir() if path.is_dir()):
+            if directory.name.startswith("."):  # one that is being written or removed
+                continue
             if directory.name == BASE:
                 raise PomonaError(
                     f"{directory}: {BASE!r} means the model without an adapter; rename the folder"
                 )
             cache.register(directory.name, directory)
     return cache
-
-
-class _Fence:
-    """Keeps what people and tools wrote from being read as control tokens.
-
-    In the messages, the text of a control token is replaced by a word that nobody can guess; the template
-    renders it like any other; then the word is replaced by the token's text, encoded as ordinary text.
-    """
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._found: list[str] = []
-        self._word = f"Z{secrets.token_hex(8)}"
-        self._pattern = tokenizer.special_pattern
-
-    def guarded(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return value if self._pattern is None else self._pattern.sub(self._replaced, value)
-        if isinstance(value, Mapping):
-            return {key: self.guarded(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [self.guarded(item) for item in value]
-        return value
-
-    def _replaced(self, match: re.Match[str]) -> str:
-        self._found.append(match[0])
-        return f"{self._word}N{len(self._found) - 1}Z"
-
-    def encode(self, text: str) -> list[int]:
-        if not self._found:
-            return self._tokenizer.encode(text)
-        ids: list[int] = []
-        for index, part in enumerate(re.split(f"{self._word}N([0-9]+)Z", text)):
-            if index % 2:
-                ids += self._tokenizer.encode(self._found[int(part)], parse_special=False)
-            elif part:
-                ids += self._tokenizer.encode(part)
-        return ids

@@ -8,6 +8,7 @@ Shape letters: B windows, S tokens, H heads, G key/value heads, Q = H / G * bloc
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -69,6 +70,37 @@ def attend_backward(grad_BSHd: Tensor, kept: Attended) -> tuple[Tensor, Tensor, 
         grad_k[:, :, :end] += torch.matmul(scores.transpose(2, 3), queries)
         start = end
     return grad_q.mul_(width**-0.5).view(windows, heads, length, width), grad_k, grad_v
+
+
+def attend_rows(
+    q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, lengths: Sequence[int] | None
+) -> tuple[Tensor, list[Attended]]:
+    """As `attend`; with lengths (B = 1, their sum is S) for rows that stand one after the other and do not
+    see each other. One product per row costs less than a mask would: nothing is computed to be thrown away."""
+    if lengths is None:
+        out, one = attend(q_BHSd, k_BGSd, v_BGSd)
+        return out, [one]
+    parts = []
+    start = 0
+    for length in lengths:
+        row = slice(start, start + length)
+        parts.append(attend(q_BHSd[:, :, row], k_BGSd[:, :, row], v_BGSd[:, :, row]))
+        start += length
+    return torch.cat([out for out, _ in parts], 1), [kept for _, kept in parts]
+
+
+def attend_rows_backward(grad_BSHd: Tensor, kept: Sequence[Attended]) -> tuple[Tensor, Tensor, Tensor]:
+    """As `attend_backward`, for what `attend_rows` kept."""
+    if len(kept) == 1:
+        return attend_backward(grad_BSHd, kept[0])
+    parts = []
+    start = 0
+    for row in kept:
+        end = start + row.k_BGSd.shape[2]
+        parts.append(attend_backward(grad_BSHd[:, start:end], row))
+        start = end
+    q, k, v = (torch.cat(grads, 2) for grads in zip(*parts, strict=True))
+    return q, k, v
 
 
 @cache

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
-from pomona.compression.training.attention import Attended, attend, attend_backward
+from pomona.compression.training.attention import Attended, attend_rows, attend_rows_backward
 from pomona.compression.training.tables import TrainedTables
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -34,6 +34,7 @@ from pomona.models.palettized import dequantize_tensor
 from pomona.models.safetensors_file import Checkpoint, float32_from_bf16
 
 BF16 = torch.bfloat16
+_TURN_STEP = 256  # positions for rows are kept in multiples of this
 
 
 @dataclass
@@ -151,7 +152,7 @@ class Saved:
     x1_TD: Tensor
     scale1_T1: Tensor
     norms: tuple[Tensor, Tensor] | None  # of q and k: normalised values, scales
-    attended: Attended
+    attended: list[Attended]
     a_TN: Tensor
     x2_TD: Tensor
     scale2_T1: Tensor
@@ -194,7 +195,7 @@ class Layer:
         eps = self.config.rms_norm_eps
         x1, scale1 = _normed(h_TD, eps)
         heads, norms = self._heads(self.qkv.product(x1), shape, turn)
-        out, attended = attend(*heads)
+        out, attended = attend_rows(*heads, turn.lengths)
         a = out.view(len(h_TD), -1)
         h_TD += self.o.product(a)
         x2, scale2 = _normed(h_TD, eps)
@@ -224,7 +225,7 @@ class Layer:
         grad = grad_TD.to(BF16)
         self.o.add_gradients(saved.a_TN, grad)
         grad_a = self.o.input_gradient(grad)
-        grads = attend_backward(grad_a.view(*shape, -1, self.config.head_dim), saved.attended)
+        grads = attend_rows_backward(grad_a.view(*shape, -1, self.config.head_dim), saved.attended)
         grad_qkv = self._heads_backward(grads, saved.norms, shape, turn)
         self.qkv.add_gradients(saved.x1_TD, grad_qkv)
         if not first:
@@ -267,11 +268,21 @@ class Layer:
 
 
 class Turn:
-    """Rotary positions 0 .. S - 1, in the two-halves form."""
+    """Rotary positions 0 .. S - 1, in the two-halves form; or of rows one after the other, each from 0."""
 
-    def __init__(self, config: ModelConfig, length: int) -> None:
+    def __init__(self, cos_S1H: Tensor, sin_S1H: Tensor, lengths: tuple[int, ...] | None = None) -> None:
+        self.cos, self.sin = cos_S1H, sin_S1H
+        self.lengths = lengths  # of the rows, whose attention stays within them
+
+    @classmethod
+    def upto(cls, config: ModelConfig, length: int) -> Turn:
         angle_SH = torch.outer(torch.arange(length, dtype=torch.float32), _inverse_frequencies(config))
-        self.cos, self.sin = angle_SH.cos()[:, None], angle_SH.sin()[:, None]
+        return cls(angle_SH.cos()[:, None], angle_SH.sin()[:, None])
+
+    def rows(self, lengths: Sequence[int]) -> Turn:
+        """For rows of these lengths, none longer than S."""
+        cos, sin = (torch.cat([x[:length] for length in lengths]) for x in (self.cos, self.sin))
+        return Turn(cos, sin, tuple(lengths))
 
     def apply(self, x_BSHd: Tensor, *, forwards: bool) -> Tensor:
         """[B, S, H, d] float32 -> [B, H, S, d] bfloat16, turned by the positions, or back."""
@@ -308,21 +319,30 @@ class Network:
         for group in self.projections():
             group.refresh()
 
-    def forward(self, ids_BS: Tensor, *, keep: bool = False) -> tuple[Tensor, Any]:
+    def forward(
+        self, ids_BS: Tensor, *, keep: bool = False, lengths: Sequence[int] | None = None
+    ) -> tuple[Tensor, Any]:
         """[B, S] -> [T, D], the last state after the norm without its scale, in bfloat16; and what
-        `backward` needs, with `keep`."""
+        `backward` needs, with `keep`.
+
+        With lengths, B is 1, and the S tokens are rows of these lengths one after the other: each has its own
+        positions and sees itself alone."""
         shape = (ids_BS.shape[0], ids_BS.shape[1])
-        turn = self._turn(shape[1])
+        if lengths is None:
+            turn = self._turn(shape[1])
+        else:
+            if shape != (1, sum(lengths)):
+                raise ValueError(f"rows of {list(lengths)} tokens do not fill {list(shape)}")
+            turn = self._turn(-(-max(lengths) // _TURN_STEP) * _TURN_STEP).rows(lengths)
         with torch.no_grad():
             h = embedding(ids_BS.reshape(-1), self.embedding_VD)
             saved = [layer.forward(h, shape, turn, keep) for layer in self.layers]
             x, scale = _normed(h, self.config.rms_norm_eps)
-        return x, (saved, x, scale, shape) if keep else None
+        return x, (saved, x, scale, shape, turn) if keep else None
 
     def backward(self, grad_TD: Tensor, kept: Any) -> None:
         """grad_TD: of the state that `forward` gave. Frees what was kept layer by layer."""
-        saved, x, scale, shape = kept
-        turn = self._turn(shape[1])
+        saved, x, scale, shape, turn = kept
         with torch.no_grad():
             grad = torch.zeros(grad_TD.shape, dtype=torch.float32)
             _add_norm_gradient(grad, grad_TD, x, scale)
@@ -331,7 +351,7 @@ class Network:
 
     def _turn(self, length: int) -> Turn:
         if length not in self._turns:
-            self._turns[length] = Turn(self.config, length)
+            self._turns[length] = Turn.upto(self.config, length)
         return self._turns[length]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 from pomona.errors import PomonaError
 
@@ -11,26 +11,21 @@ Start = Literal["residual", "zero"]
 
 
 @dataclass(frozen=True)
-class TrainOptions:
-    """batch: windows of one pass through the network; accumulate: such passes in one optimizer step. passes:
-    over the whole text. minutes: a time budget; whichever of the two ends first ends the run, and with it the
-    learning rate. tables: train the tables and row scales of the base too. start: residual.py, or an adapter
-    that does nothing."""
+class LoopOptions:
+    """What every run of the loop is asked for. batch: windows of one pass through the network; accumulate:
+    such passes in one optimizer step. passes: over all windows. minutes: a time budget; whichever of the two
+    ends first ends the run, and with it the learning rate."""
 
     rank: int = 16
     alpha: float | None = None  # default 2 * rank
-    tables: bool = False
-    start: Start = "residual"
     lr: float = 1e-3
-    table_lr: float = 0.2  # of lr: tables hold values of the size of 1
     batch: int = 4
     accumulate: int = 2
     passes: int = 3
     minutes: float | None = None
     warm_up: float = 0.05  # of the run
-    last_lr: float = 0.05  # of the highest, at the end of the cosine
+    last_lr: float = 0.05  # of the highest, at the end of the cosine; 1: the rate stays
     clip: float = 1.0  # of the gradient's norm
-    evaluate_tokens: int = 65_536  # between two evaluations
     patience: int = 8  # evaluations without a better one, until the run stops early
     seed: int = 0
 
@@ -46,21 +41,56 @@ class TrainOptions:
             ("accumulate", 1, 1024),
             ("passes", 1, 1000),
             ("patience", 1, 1 << 30),
-            ("evaluate_tokens", 1, 1 << 40),
             ("seed", 0, (1 << 63) - 1),
         ):
-            value = getattr(self, name)
-            if type(value) is not int or not low <= value <= high:
-                raise PomonaError(f"{name} = {value!r}: must be a whole number in {low} .. {high}")
-        for name in ("lr", "table_lr", "minutes", "alpha", "clip"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < 1e6:
-                raise PomonaError(f"{name} = {value}: must be a positive number")
+            self._check_whole(name, low, high)
+        for name in ("lr", "minutes", "alpha", "clip"):
+            self._check_positive(name)
+        if not 0 <= self.warm_up < 1:
+            raise PomonaError(f"warm_up = {self.warm_up}: must lie in 0 .. 1")
+        if not 0 <= self.last_lr <= 1:
+            raise PomonaError(f"last_lr = {self.last_lr}: must lie in 0 .. 1")
+
+    def _check_whole(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if type(value) is not int or not low <= value <= high:
+            raise PomonaError(f"{name} = {value!r}: must be a whole number in {low} .. {high}")
+
+    def _check_positive(self, name: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not 0 < value < 1e6:
+            raise PomonaError(f"{name} = {value}: must be a positive number")
+
+
+@dataclass(frozen=True)
+class TrainOptions(LoopOptions):
+    """Of recovery. tables: train the tables and row scales of the base too. start: residual.py, or an adapter
+    that does nothing."""
+
+    tables: bool = False
+    start: Start = "residual"
+    table_lr: float = 0.2  # of lr: tables hold values of the size of 1
+    evaluate_tokens: int = 65_536  # between two evaluations
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._check_whole("evaluate_tokens", 1, 1 << 40)
+        self._check_positive("table_lr")
         if self.start not in get_args(Start):
             raise PomonaError(f"start = {self.start!r}: choose one of {', '.join(get_args(Start))}")
-        for name in ("warm_up", "last_lr"):
-            if not 0 <= getattr(self, name) < 1:
-                raise PomonaError(f"{name} = {getattr(self, name)}: must lie in 0 .. 1")
+
+
+class Scored(Protocol):
+    """One evaluation; the lower its score the better."""
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def score(self) -> float: ...
+
+
+P = TypeVar("P", bound=Scored)
 
 
 @dataclass(frozen=True)
@@ -76,17 +106,21 @@ class Point:
     lr: float
     tokens_per_second: float | None
 
+    @property
+    def score(self) -> float:
+        return self.held_out_kl
+
 
 @dataclass(frozen=True)
-class Outcome:
-    points: tuple[Point, ...]
-    best: Point
+class Outcome(Generic[P]):
+    points: tuple[P, ...]
+    best: P
     stopped: str  # done, early or time
 
     @property
-    def start(self) -> Point:
+    def start(self) -> P:
         return self.points[0]
 
     @property
     def improved(self) -> bool:
-        return self.best.held_out_kl < self.start.held_out_kl
+        return self.best.score < self.start.score
