@@ -229,7 +229,8 @@ class TestPeer:
 
 class TestRunAll:
     def test_every_benchmark_is_run(self) -> None:
-        # A benchmark ends with `emit` or `run_command`, which emits; the other files are parts of one, or write what it needs.
+        # A benchmark ends with `emit` or `run_command`, which emits; the other files are parts of one, or
+        # write what it needs.
         files = {path.stem: path.read_text() for path in (ROOT / "benchmarks").glob("*.py")}
         ends = re.compile(r"\b(emit|run_command)\(")
         expected = {name for name, text in files.items() if name != "common" and ends.search(text)}
