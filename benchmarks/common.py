@@ -232,9 +232,10 @@ def markdown_table(rows: Iterable[Row]) -> list[str]:
     return lines
 
 
-def markdown_section(title: str, command: str, report: Mapping[str, Any]) -> str:
-    """One section of BENCHMARKS.md out of a benchmark's JSON object."""
-    lines = [f"## {title}", "", f"    {command}", "", *markdown_table(report["results"].get("rows", []))]
+def markdown_section(title: str, command: str, report: Mapping[str, Any], about: str) -> str:
+    """One section of BENCHMARKS.md out of a benchmark's JSON object. about: when and on what it ran."""
+    lines = [f"## {title}", "", f"    {command}", "", about, ""]
+    lines += markdown_table(report["results"].get("rows", []))
     if notes := report["results"].get("notes"):
         lines += ["", *(f"- {note}" for note in notes)]
     if goals := report["goals"]:

@@ -2,20 +2,23 @@
 
     python -m benchmarks.run_all
     python -m benchmarks.run_all --quick --output quick.md
+    python -m benchmarks.run_all --only quality -- --no-tasks    # the other sections stay as they are
 
-A benchmark that fails is written down as failed, the others still run, and the exit code is 1.
+A benchmark that fails is written down as failed, the others still run, and the exit code is 1. Every section
+says when and on what it was measured.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import shlex
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -84,20 +87,28 @@ def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
         return report
 
 
-def document(found: Sequence[tuple[Benchmark, dict[str, Any] | None]], quick: bool, when: datetime) -> str:
-    """The text of BENCHMARKS.md."""
-    parts = [HEADER]
-    machine = next((report["machine"] for _, report in found if report is not None), None)
-    if machine is not None:
-        parts.append(
-            f"{when:%Y-%m-%d}, {markdown_machine(machine)}{' (quick, coarse run)' if quick else ''}.\n"
-        )
-    for benchmark, report in found:
-        if report is None:
-            parts.append(f"## {benchmark.title}\n\n    {benchmark.command(quick)}\n\nFailed in this run.\n")
-        else:
-            parts.append(markdown_section(benchmark.title, benchmark.command(quick), report))
-    return "\n".join(parts)
+def section(benchmark: Benchmark, report: dict[str, Any] | None, quick: bool, when: datetime) -> str:
+    """Heading, command, date and machine, and what was found."""
+    command = benchmark.command(quick)
+    if report is None:
+        return f"## {benchmark.title}\n\n    {command}\n\n{when:%Y-%m-%d}: failed in this run.\n"
+    coarse = " (quick, coarse run)" if quick else ""
+    about = f"{when:%Y-%m-%d}, {markdown_machine(report['machine'])}{coarse}."
+    return markdown_section(benchmark.title, command, report, about)
+
+
+def sections(text: str) -> dict[str, str]:
+    """Title -> section of an existing BENCHMARKS.md."""
+    found = re.split(r"^## (.*)\n", text, flags=re.MULTILINE)
+    return {
+        title: f"## {title}\n{body.rstrip()}\n" for title, body in zip(found[1::2], found[2::2], strict=True)
+    }
+
+
+def document(parts: Mapping[str, str]) -> str:
+    """The text of BENCHMARKS.md: sections by title in the order of `benchmarks`, those of others left out."""
+    titles = [benchmark.title for benchmark in benchmarks()]
+    return "\n".join([HEADER, *(parts[title] for title in titles if title in parts)])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -108,13 +119,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--output", type=Path, default=ROOT / "BENCHMARKS.md", help="the file that is written"
     )
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", help="only these benchmarks; the file's other sections stay"
+    )
+    parser.add_argument("arguments", nargs="*", help="after --: further options of every benchmark that runs")
     options = parser.parse_args(argv)
-    found: list[tuple[Benchmark, dict[str, Any] | None]] = []
+    known = {benchmark.module for benchmark in benchmarks()}
+    if unknown := set(options.only or ()) - known:
+        parser.error(f"--only {sorted(unknown)[0]}: is none of {', '.join(sorted(known))}")
+    if options.arguments and not options.only:
+        parser.error("further options need --only: not every benchmark has them")
+    parts = sections(options.output.read_text(encoding="utf-8")) if options.only else {}
+    failed = []
     for benchmark in benchmarks():
+        if options.only and benchmark.module not in options.only:
+            continue
+        benchmark = replace(benchmark, arguments=(*benchmark.arguments, *options.arguments))
         print(f"\n=== {benchmark.title}\n    {benchmark.command(options.quick)}", flush=True)
-        found.append((benchmark, run_one(benchmark, options.quick)))
-    options.output.write_text(document(found, options.quick, datetime.now(UTC)), encoding="utf-8")
-    failed = [benchmark.title for benchmark, report in found if report is None]
+        report = run_one(benchmark, options.quick)
+        if report is None:
+            failed.append(benchmark.title)
+        parts[benchmark.title] = section(benchmark, report, options.quick, datetime.now(UTC))
+        options.output.write_text(document(parts), encoding="utf-8")
     print(f"\nwrote {options.output}" + (f"; FAILED: {', '.join(failed)}" if failed else ""))
     return 1 if failed else 0
 

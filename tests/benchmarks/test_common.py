@@ -154,7 +154,8 @@ class TestOutput:
         assert format_number(value) == text
 
     def test_a_missed_goal_stays_in_the_markdown_with_its_value(self) -> None:
-        section = markdown_section("Example", "python -m benchmarks.example", example_report().to_json())
+        report = example_report().to_json()
+        section = markdown_section("Example", "python -m benchmarks.example", report, "today, here.")
         assert "| decode: 3.10 (goal >= 2) | yes |" in section
         assert "| prefill: not measured (goal >= 2.2) | **no** |" in section
         assert "\n    python -m benchmarks.example\n" in section
@@ -252,16 +253,47 @@ class TestRunAll:
         assert done.returncode == 0, done.stderr
         assert option in done.stdout
 
-    def test_a_failed_benchmark_is_written_down_and_the_others_stay(self) -> None:
-        found: list[tuple[run_all.Benchmark, dict[str, Any] | None]] = [
-            (run_all.Benchmark("broken", "Broken"), None),
-            (run_all.Benchmark("example", "Example", ("--threads", "2")), example_report().to_json()),
-        ]
-        text = run_all.document(found, quick=True, when=datetime(2026, 11, 24, tzinfo=UTC))
-        assert "## Broken\n\n    python -m benchmarks.broken --quick\n\nFailed in this run." in text
-        assert "    python -m benchmarks.example --threads 2 --quick\n" in text
-        assert "2026-11-24" in text
+    def test_a_section_says_with_what_when_and_on_what(self) -> None:
+        when = datetime(2026, 11, 24, tzinfo=UTC)
+        broken = run_all.section(run_all.Benchmark("broken", "Broken"), None, quick=True, when=when)
+        assert broken == (
+            "## Broken\n\n    python -m benchmarks.broken --quick\n\n2026-11-24: failed in this run.\n"
+        )
+        example = run_all.Benchmark("example", "Example", ("--threads", "2"))
+        text = run_all.section(example, example_report().to_json(), quick=True, when=when)
+        assert "    python -m benchmarks.example --threads 2 --quick\n\n2026-11-24, " in text
         assert "quick, coarse run" in text
+
+    def test_a_failed_benchmark_is_written_down_and_the_others_stay(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        runs = [run_all.Benchmark(name, name.title()) for name in ("first", "second", "third")]
+        ran: list[str] = []
+
+        def run_one(benchmark: run_all.Benchmark, quick: bool) -> dict[str, Any] | None:
+            ran.append(benchmark.command(quick))
+            return None if benchmark.module == "first" else example_report().to_json()
+
+        monkeypatch.setattr(run_all, "benchmarks", lambda: runs)
+        monkeypatch.setattr(run_all, "run_one", run_one)
+        output = tmp_path / "BENCHMARKS.md"
+        assert run_all.main(["--output", str(output)]) == 1
+        before = run_all.sections(output.read_text())
+        assert list(before) == ["First", "Second", "Third"]
+        assert "failed" in before["First"] and "failed" not in before["Second"]
+
+        ran.clear()
+        assert run_all.main(["--output", str(output), "--only", "second", "--", "--threads", "1"]) == 0
+        assert ran == ["python -m benchmarks.second --threads 1"]
+        after = run_all.sections(output.read_text())
+        assert after["First"] == before["First"] and after["Third"] == before["Third"]
+        assert "benchmarks.second --threads 1\n" in after["Second"]
+
+    def test_only_what_there_is_can_be_asked_for(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for words in (["--only", "nothing"], ["--", "--threads", "1"]):
+            with pytest.raises(SystemExit):
+                run_all.main(words)
+        assert "nothing" in capsys.readouterr().err
 
     def test_decode_without_a_peer_ends_with_one_line(self, tmp_path: Path) -> None:
         command = [sys.executable, "-m", "benchmarks.decode", "--model", str(tmp_path / "nothing"), "--quick"]
