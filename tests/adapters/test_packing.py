@@ -106,6 +106,12 @@ def test_a_template_that_rewrites_answers_is_refused_by_line(tokenizer: Maker) -
     assert len(found.examples) == 1
 
 
+def test_a_template_that_shows_no_prompt_is_refused(tokenizer: Maker) -> None:
+    t = tokenizer("{{ messages[1].content if messages | length > 1 }}")
+    (problem,) = encode_rows([row("q", "a")], t, 100).problems
+    assert problem.kind == "template" and "no answer behind a prompt" in problem.what
+
+
 def test_a_row_longer_than_the_window_is_refused_and_never_cut(tokenizer: Maker) -> None:
     t = tokenizer()
     size = len(encode_row(row("q", "a" * 50), t)[0].ids)

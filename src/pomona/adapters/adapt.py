@@ -140,6 +140,8 @@ def adapt(
             f"{data}: {len(report.bad):,} of {report.read:,} rows cannot be trained on "
             f"({report.first_bad()}); mend them, or give --skip-bad to leave them out"
         )
+    if any(example.ids.max() >= config.vocab_size for example in encoded.examples):
+        raise PomonaError(f"{base}: its tokenizer knows more tokens than the model; get the model again")
     parts = split(encoded.examples, options.validation, seed=options.seed)
     loop = options.loop(len(parts.train), alpha=start.alpha)
     plan = make_plan(
@@ -152,6 +154,7 @@ def adapt(
 
     import torch
 
+    from pomona.adapters.training.event_log import FOLDER as EVENTS
     from pomona.compression.training.loop import CHECKPOINT
 
     torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
@@ -166,7 +169,7 @@ def adapt(
         if resume:
             trainer.resume()
         elif not dry_run:
-            shutil.rmtree(folder / "tensorboard", ignore_errors=True)  # of an earlier run
+            shutil.rmtree(folder / EVENTS, ignore_errors=True)  # of an earlier run
         plan = plan.timed(trainer.seconds_per_token(), trainer.every)
         if on_plan is not None:
             on_plan(plan)

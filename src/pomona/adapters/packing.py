@@ -114,8 +114,9 @@ def encode_row(row: Row, tokenizer: Tokenizer) -> tuple[Example, bool]:
             ids += piece
             learnt += [counts] * len(piece)
         at = end
-    if learnt:
-        learnt[0] = False  # nothing stands before it
+    if not any(learnt[1:]):
+        raise PomonaError("the chat template shows no answer behind a prompt")
+    learnt[0] = False  # nothing stands before it
     return Example(row.line, row.key, np.array(ids, np.int32), np.array(learnt, np.bool_)), ended
 
 
