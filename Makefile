@@ -93,6 +93,10 @@ bench-quality: $(VENV)/.core $(PEER)/.built bench-model  ## loss against bytes b
 bench-palettize: $(VENV)/.core $(COREML)/.installed bench-model  ## palettisation of a layer beside coremltools (ARGS=--whole: 2.7 B too)
 	$(PY) -m benchmarks.palettize $(ARGS)
 
+.PHONY: bench-adapt
+bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL and PEFT
+	$(PY) -m benchmarks.adapt $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 

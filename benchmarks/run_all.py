@@ -72,7 +72,12 @@ def benchmarks() -> list[Benchmark]:
         Benchmark("quality", "What each step of the compression is worth", ("--ablation",)),
     ]
     palettize = Benchmark("palettize", "Palettisation of a layer, against coremltools")
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize]
+    adapt = Benchmark(
+        "adapt",
+        f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
+        ("--threads", str(both[0])),
+    )
+    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -76,7 +76,7 @@ def attend_rows(
     q_BHSd: Tensor, k_BGSd: Tensor, v_BGSd: Tensor, lengths: Sequence[int] | None
 ) -> tuple[Tensor, list[Attended]]:
     """As `attend`; with lengths (B = 1, their sum is S) for rows that stand one after the other and do not
-    see each other. One product per row costs less than a mask would: nothing is computed to be thrown away."""
+    see each other. One product per row costs less than a mask: nothing is computed to be thrown away."""
     if lengths is None:
         out, one = attend(q_BHSd, k_BGSd, v_BGSd)
         return out, [one]

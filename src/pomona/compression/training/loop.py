@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 
 from pomona.compression.training.network import Network
-from pomona.compression.training.options import LoopOptions, Outcome, P
+from pomona.compression.training.options import LoopOptions, Outcome, P, P_co
 from pomona.compression.training.parameters import Flat
 from pomona.errors import PomonaError
 from pomona.models.model_directory import Progress
@@ -83,7 +83,7 @@ class Step:
     seconds_left: float | None
 
 
-class Objective(Protocol[P]):
+class Objective(Protocol[P_co]):
     """What is learnt. `score_name` is the name of a point's score, for messages."""
 
     score_name: str
@@ -98,9 +98,9 @@ class Objective(Protocol[P]):
     def judge(self) -> Any:
         """What `point` needs to know about the held-out windows under the present parameters."""
 
-    def point(self, found: Any, moment: Moment) -> P: ...
+    def point(self, found: Any, moment: Moment) -> P_co: ...
 
-    def read_point(self, raw: dict[str, Any]) -> P:
+    def read_point(self, raw: dict[str, Any]) -> P_co:
         """The point of which `raw` is the JSON."""
 
     def identity(self) -> dict[str, Any]:
@@ -317,7 +317,8 @@ class Loop(Generic[P]):
             for flat in self.flats.values():
                 flat.best.copy_(flat.values)
         self.points.append(point)
-        with (self.folder / CURVE).open("a", encoding="utf-8") as file:
+        mode = "w" if len(self.points) == 1 else "a"
+        with (self.folder / CURVE).open(mode, encoding="utf-8") as file:
             file.write(json.dumps(_plain(point)) + "\n")
         if on_point is not None:
             on_point(point, self._seconds_left())

@@ -91,6 +91,7 @@ class Scored(Protocol):
 
 
 P = TypeVar("P", bound=Scored)
+P_co = TypeVar("P_co", bound=Scored, covariant=True)
 
 
 @dataclass(frozen=True)
