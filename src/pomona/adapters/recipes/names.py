@@ -101,10 +101,20 @@ class World:
         )
 
     def time(self) -> str:
-        hour, minute = self.rng.randint(8, 20), self.rng.choice(("00", "15", "30", "45"))
-        if self.rng.random() < 0.5:
-            return f"{hour}:{minute}"
-        return f"{(hour - 1) % 12 + 1}{'' if minute == '00' else ':' + minute} {'am' if hour < 12 else 'pm'}"
+        return self.times()[0]
+
+    def times(self) -> tuple[str, str]:
+        """Two times of a day, one after the other, written in one way."""
+        first, second = sorted(self.rng.sample(range(8 * 4, 21 * 4), 2))
+        long = self.rng.random() < 0.5
+
+        def written(quarters: int) -> str:
+            hour, minute = quarters // 4, quarters % 4 * 15
+            if long:
+                return f"{hour}:{minute:02d}"
+            return f"{(hour - 1) % 12 + 1}{f':{minute}' if minute else ''} {'am' if hour < 12 else 'pm'}"
+
+        return written(first), written(second)
 
     def address(self) -> str:
         return f"{self.rng.randint(2, 198)} {self.pick(STREETS)}"

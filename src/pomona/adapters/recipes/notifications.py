@@ -77,6 +77,7 @@ class Notification:
     text: str
     gist: str
     urgent: bool
+    kind: str  # the gist before names were filled in: equal for notifications of one template
 
     @property
     def line(self) -> str:
@@ -103,14 +104,14 @@ def notification(world: World, urgent: bool | None = None) -> Notification:
         "c": world.pick(CITIES),
         "f": world.firm(),
     }
-    return Notification(app, text.format(**slots), gist.format(**slots), urgent)
+    return Notification(app, text.format(**slots), gist.format(**slots), urgent, gist)
 
 
 def stack(world: World) -> list[Notification]:
-    """Two to five different notifications."""
+    """Two to five notifications of different templates."""
     found: dict[str, Notification] = {}
     size = world.rng.randint(2, 5)
     while len(found) < size:
         one = notification(world)
-        found[one.gist] = one
+        found[one.kind] = one
     return list(found.values())

@@ -144,7 +144,7 @@ SCENES: tuple[Scene, ...] = (
             "travel to the costs on page {n} and shorten the summary. Would {day} be possible for the new "
             "version? We present on {day2} at {time}.",
         ),
-        "{a} likes the {city} report but wants two changes by {day}.",
+        "{a} likes the {city} report but wants changes by {day}.",
         (
             "{a} likes the report on the {city} project.",
             "The costs on page {n} need travel added, and the summary should be shorter.",

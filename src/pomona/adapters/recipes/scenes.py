@@ -58,10 +58,7 @@ def _slots(world: World) -> dict[str, str]:
     rng = world.rng
     a, b, x = world.people(3)
     day, day2 = rng.sample(DAYS, 2)
-    times = {world.time()}
-    while len(times) < 2:
-        times.add(world.time())
-    time, time2 = sorted(times)
+    time, time2 = world.times()
     return {
         "a": a,
         "b": b,
@@ -112,9 +109,9 @@ def thread(world: World) -> Mail:
     found = mail(world)
     rng = world.rng
     pieces = [piece.strip() for piece in found.body.replace("? ", "?|").replace(". ", ".|").split("|")]
-    lines = []
+    lines = [f"{found.receiver}: {rng.choice(('hi!', 'hello', 'any news?', 'what is up?'))}"]
     for number, piece in enumerate(pieces):
-        lines.append(f"{found.sender}: {piece}")
-        if number < len(pieces) - 1 and rng.random() < 0.4:
+        lines.append(f"{found.sender}: {piece[0].upper()}{piece[1:]}")
+        if number < len(pieces) - 1 and rng.random() < 0.3:
             lines.append(f"{found.receiver}: {rng.choice(('ok', 'I see', 'hm', 'go on', 'right', '👍'))}")
     return Mail(**{**vars(found), "text": "\n".join(lines)})

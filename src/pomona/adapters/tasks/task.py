@@ -22,6 +22,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from pomona.adapters.metrics import Metric
+from pomona.adapters.tasks.shape import schema_of_shape, shape
 from pomona.errors import PomonaError
 from pomona.runtime.dialects import Dialect
 from pomona.runtime.tools import Tool
@@ -33,8 +34,9 @@ TEMPLATE = "{request}\n\n<text>\n{content}\n</text>"
 MAX_CONTENT_CHARACTERS = 1 << 20
 _MARK = re.compile(r"<(?=\\*\s*/?\s*text)", re.IGNORECASE)
 _ESCAPED = re.compile(r"<\\(?=\\*\s*/?\s*text)", re.IGNORECASE)
+_FRAME = re.compile(r"<text>\n?(.*?)\n?</text>", re.DOTALL)
 _FRAMED = re.compile(r"(.*?)\n\n<text>\n(.*)\n</text>", re.DOTALL)
-_SCHEMA = " as JSON that obeys this schema: "
+_SHAPE = " as JSON of this form: "
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,7 @@ class Task:
         words = self.request.replace("{kind}", self.kinds.get(request.kind or "", ""))
         words = words.replace("{style}", self.styles.get(request.style or "", ""))
         if request.schema is not None:
-            schema = json.dumps(dict(request.schema), ensure_ascii=False)
-            words = words + _SCHEMA + escape(schema)
+            words = words + _SHAPE + escape(shape(request.schema))
         return words
 
     def messages(self, request: Request) -> list[Message]:
@@ -176,8 +177,8 @@ class Task:
 
     def _read(self, asked: str, content: str) -> Request:
         if self.takes_schema:
-            head, _, schema = asked.partition(_SCHEMA)
-            return Request(content, schema=json.loads(unescape(schema)))
+            form = unescape(asked.partition(_SHAPE)[2])
+            return Request(content, schema=schema_of_shape(form))
         for kind in self.kinds or (None,):
             for style in self.styles or (None,):
                 request = Request(content, style, kind)
@@ -204,7 +205,8 @@ class Task:
             raise PomonaError(f"{self.name}: the answer is not valid ({first_problem(error)})") from error
         except (ValueError, RecursionError) as error:
             raise PomonaError(f"{self.name}: the answer is no JSON ({error})") from error
-        text = self.clean(unescape(answer))
+        framed = _FRAME.fullmatch(answer.strip())  # marks of the content are escaped: this is an echo
+        text = self.clean(unescape(framed[1] if framed else answer))
         if self.choices and text not in self.choices:
             raise PomonaError(f"{self.name}: the answer is none of {', '.join(self.choices)}")
         return text
