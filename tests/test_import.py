@@ -20,6 +20,7 @@ PUBLIC = [
     "Tool",
     "Transcript",
     "__version__",
+    "features",
     "load",
 ]
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "lm_eval", "scipy", "pandas"}
@@ -72,6 +73,11 @@ def test_importing_loads_nothing_heavy() -> None:
         "pomona.compression.recover",
         "pomona.cli.recover",
         "pomona.evaluation.perplexity",
+        "pomona.evaluation.tasks",
+        "pomona.features.writing",
+        "pomona.adapters.recipes.rows",
+        "pomona.cli.write",
+        "pomona.cli.recipe",
         "pomona.models.store",
         "pomona.models.import_gguf",
         "pomona.models.export",

@@ -1,7 +1,7 @@
 """Edits between a text and its corrected form, found by aligning words.
 
-`text_edits` gives character spans: applied to the text they give the corrected one, byte for byte. `word_edits`
-looks at words and punctuation alone, for the metrics.
+`text_edits` gives character spans: applied to the text they give the corrected one, byte for byte.
+`word_edits` looks at words and punctuation alone, for the metrics.
 
 The alignment is Levenshtein's over tokens, with a substitution that costs less the more alike two words are
 (as in ERRANT, Bryant et al. 2017, but by characters alone: no part of speech, no lemma). Adjacent insertions
@@ -58,7 +58,9 @@ def words(text: str) -> list[str]:
 
 
 def word_edits(source: Sequence[str], target: Sequence[str]) -> set[tuple[int, int, tuple[str, ...]]]:
-    """{(first word, last + 1, replacement)}: of two corrections of one source, equal members are equal edits."""
+    """{(first word, last + 1, replacement)}: of two corrections of one source, equal members are equal
+    edits.
+    """
     return {(i0, i1, tuple(target[j0:j1])) for i0, i1, j0, j1 in changes(source, target)}
 
 
@@ -116,7 +118,9 @@ def _steps(source: Sequence[str], target: Sequence[str]) -> list[str]:
 
 
 def _unlikeness(a: str, b: str) -> float:
-    """0 for equal tokens, up to 1.75: a word is rather substituted by a like one than deleted and inserted."""
+    """0 for equal tokens, up to 1.75: a word is rather substituted by a like one than deleted and
+    inserted.
+    """
     if a == b:
         return 0.0
     if a.casefold() == b.casefold():

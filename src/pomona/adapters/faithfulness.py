@@ -1,8 +1,8 @@
 """A rule for faithful text: it names nobody and counts nothing that its source does not.
 
-It finds new numbers and new names, not false statements: "Anna pays Ben" for "Ben pays Anna" passes. A name is
-a word with a capital inside a sentence, or at the beginning of one if it is a name that recipes/names.py knows;
-a number is written in digits, or a word up to twelve.
+It finds new numbers and new names, not false statements: "Anna pays Ben" for "Ben pays Anna" passes. A name
+is a word with a capital inside a sentence, or at the beginning of one if it is a name that recipes/names.py
+knows; a number is written in digits, or a word up to twelve.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ import re
 from pomona.adapters.metrics import Metric, mean
 
 _NUMBER_WORDS = dict(
-    zip("one two three four five six seven eight nine ten eleven twelve".split(), range(1, 13), strict=True)
+    zip(
+        ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"],
+        range(1, 13),
+        strict=True,
+    )
 )
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 _SENTENCE_START = re.compile(r"(?:^|[.!?:;\n]\s*|[-*•]\s+|[\"“(]\s*)$")
@@ -34,7 +38,7 @@ def new_numbers(text: str, source: str) -> list[str]:
 
 def new_names(text: str, source: str) -> list[str]:
     """Names of `text` none of whose spellings is in `source`."""
-    from pomona.adapters.recipes.names import KNOWN_NAMES
+    from pomona.adapters.recipes.names import known_names
 
     known = set(_lower_words(source))
     found = []
@@ -45,7 +49,7 @@ def new_names(text: str, source: str) -> list[str]:
         parts = word.casefold().split("-")
         if all(part in known for part in parts):
             continue
-        if _SENTENCE_START.search(text[: match.start()]) and word not in KNOWN_NAMES:
+        if _SENTENCE_START.search(text[: match.start()]) and word not in known_names():
             continue
         found.append(word)
     return found

@@ -4,7 +4,8 @@ That makes the bootstrap cheap and honest: rows are drawn again with replacement
 is computed from the sums. Two systems on the same rows are compared on the same draws (Koehn 2004).
 
 - `F_HALF`: F0.5 over edits (CoNLL-2014), edits as in edits.py.
-- `GLEU`: of grammatical error correction (Napoles et al. 2015, the form of 2016 without tuning), one reference.
+- `GLEU`: of grammatical error correction (Napoles et al. 2015, the form of 2016 without tuning), one
+  reference.
 - `ROUGE_L`: F1 of the longest common subsequence of lower-case words (Lin 2004), without stemming.
 - `field_metric`: F1 over (path, value) pairs of JSON; `mean`: of a number per row.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,8 @@ DRAWS = 2000
 @dataclass(frozen=True)
 class Metric:
     """counts(prediction, example) -> numbers of one row, None where the row says nothing about this metric;
-    combine([..., counts]) -> [...] values. Higher is better. `prediction` is None if an answer was unusable."""
+    combine([..., counts]) -> [...] values. Higher is better. `prediction` is None if an answer was
+    unusable."""
 
     name: str
     counts: Callable[[Any, Any], Sequence[float] | None]
@@ -162,7 +164,9 @@ def rouge_l(prediction: str, reference: str) -> float:
     return 2 * row[-1] / (len(a) + len(b))
 
 
-ROUGE_L = mean("rouge_l", lambda text, example: rouge_l(text or "", example.answer) if example.answer else None)
+ROUGE_L = mean(
+    "rouge_l", lambda text, example: rouge_l(text or "", example.answer) if example.answer else None
+)
 
 
 # --- JSON
@@ -207,7 +211,3 @@ def field_metric(name: str, reference: Callable[[Any], Any]) -> Metric:
 
 def exact(name: str, reference: Callable[[Any], Any]) -> Metric:
     return mean(name, lambda value, example: float(flat(value) == flat(reference(example))))
-
-
-def summed(counts: Iterable[Sequence[float]]) -> Floats:
-    return np.sum(np.asarray(list(counts), np.float64), axis=0)

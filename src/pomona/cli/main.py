@@ -33,6 +33,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compress": ("pomona.cli.compress", "Palettise a model to 4 bits per weight."),
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
+    "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
+    "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),
     "inspect": (
         "pomona.cli.inspect",
         "Show a model's sizes, bits per weight, configuration and fingerprint.",

@@ -1,7 +1,7 @@
 """Readers of public data sets that lie outside the project, in the folder that POMONA_DATA names.
 
-Each set has a folder there (`wiki_demo/wiki_demo.txt`, ...); what is wrong with a file is said in one line. What
-is read is bounded and checked: these files are other people's.
+Each set has a folder there (`wiki_demo/wiki_demo.txt`, ...); what is wrong with a file is said in one line.
+What is read is bounded and checked: these files are other people's.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An error model: clean text in, the same text with mistakes that people make out. Reproducible by seed.
 
-A text gets no error with probability `CLEAN`; otherwise each run of about `WORDS_PER_ERROR` words gets one, at
-least one in all. The kind is drawn by `RATES` among the kinds that have a place in the text, and the place
-evenly; no token is changed twice. The rates are our own choice, near the shares of learners' and typists' errors that
-corpora such as CoNLL-2014 and GitHub Typo show; they are not fitted to any.
+A text gets no error with probability `CLEAN`; otherwise each run of about `WORDS_PER_ERROR` words gets one,
+at least one in all. The kind is drawn by `RATES` among the kinds that have a place in the text, and the place
+evenly; no token is changed twice. The rates are our own choice, near the shares of learners' and typists'
+errors that corpora such as CoNLL-2014 and GitHub Typo show; they are not fitted to any.
 
 Kinds are mistakes in nearly every context, so that the clean text is the one right answer: tense errors, for
 instance, are made after "to" and "have" alone ("has went"), prepositions where a word demands another one.
@@ -124,9 +124,9 @@ def _tense(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
         before = tokens[i - 2].lower() if i >= 2 else ""
         for base, past, participle in words.IRREGULAR:
-            if token == base and before in ("to", "will", "would", "can", "could", "should", "must", "did"):
-                yield {i: past}
-            elif token == participle != past and before in ("have", "has", "had", "been", "be"):
+            if (
+                token == base and before in ("to", "will", "would", "can", "could", "should", "must", "did")
+            ) or (token == participle != past and before in ("have", "has", "had", "been", "be")):
                 yield {i: past}
 
 
@@ -148,23 +148,24 @@ def _punctuation(tokens: list[str]) -> Sites:
         if lower in words.CONTRACTIONS:
             yield {i: token.replace("'", "").replace("’", "")}
         elif token == "," and i + 2 < len(tokens):
-            if tokens[i + 2] in ("but", "so", "which") or tokens[i - 1] in ("However", "Therefore", "Finally"):
+            if tokens[i + 2] in ("but", "so", "which") or tokens[i - 1] in (
+                "However",
+                "Therefore",
+                "Finally",
+            ):
                 yield {i: ""}
         elif token in ".?!" and i == len(tokens) - 1:
             yield {i: ""}
         elif re.fullmatch(r"\w+['’]s", token) and token[0].isupper():
             yield {i: token.replace("'", "").replace("’", "")}
         elif token.isspace() and 2 <= i < len(tokens) - 2 and tokens[i + 1] in ("that", "because"):
-            if tokens[i - 1].isalpha():
-                yield {i: ", "}
+            yield from [{i: ", "}] if tokens[i - 1].isalpha() else []
 
 
 def _case(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
         first = i == 0 or tokens[max(i - 2, 0)] in (".", "?", "!")
-        if token == "I" or (first and token[0].isupper() and len(token) > 1):
-            yield {i: token.lower()}
-        elif token in _CAPITALS:
+        if token == "I" or (first and token[0].isupper() and len(token) > 1) or token in _CAPITALS:
             yield {i: token.lower()}
 
 
@@ -214,8 +215,34 @@ def _cased(word: str, like: str) -> str:
 
 
 _CAPITALS = frozenset(
-    "Monday Tuesday Wednesday Thursday Friday Saturday Sunday January February March April June July August "
-    "September October November December English French German Spanish Europe America Africa Asia".split()
+    [
+        "Monday",
+        "Tuesday",
+        "Wednesday",
+        "Thursday",
+        "Friday",
+        "Saturday",
+        "Sunday",
+        "January",
+        "February",
+        "March",
+        "April",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+        "English",
+        "French",
+        "German",
+        "Spanish",
+        "Europe",
+        "America",
+        "Africa",
+        "Asia",
+    ]
 )
 
 # kind -> (share of all errors, its places)

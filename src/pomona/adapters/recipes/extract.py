@@ -1,8 +1,9 @@
 """extract: texts made from templates, whose data is known, and web pages with schema.org data.
 
-Invented rows ask for contacts and events (`FACTS`) or for a record with other keys, in any order, so that the schema
-and not the habit decides what is answered. With a data folder: the visible text of pages of html_extruct, with a schema of
-those keys whose values can be read in it. Pages are cut in two by name: one part trains, one is held out.
+Invented rows ask for contacts and events (`FACTS`) or for a record with other keys, in any order, so that the
+schema and not the habit decides what is answered. With a data folder: the visible text of pages of
+html_extruct, with a schema of those keys whose values can be read in it. Pages are cut in two by name: one
+part trains, one is held out.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from pomona.adapters.recipes import extract_texts as texts
 from pomona.adapters.recipes.injections import inject
-from pomona.adapters.recipes.names import CITIES, TITLES, World
+from pomona.adapters.recipes.names import World
 from pomona.adapters.recipes.rows import HELD_OUT_SEED, OWN, OWN_LICENSE, RecipeOptions, mixed
+from pomona.adapters.recipes.tables import part, table
 from pomona.adapters.tasks.extract import FACTS
 from pomona.adapters.tasks.task import Example, Request
 from pomona.data.public_sets import LICENSES, Page, extruct_pages
@@ -28,7 +29,16 @@ HELD_OUT_ROWS = 160
 INJECTED = 0.1
 LONGEST_PAGE = 1800  # characters of visible text
 _KEYS = {"contact": ("name", "mail", "tel", "firm"), "event": ("title", "date", "time", "place")}
-_PAGE_KEYS = ("name", "startDate", "telephone", "streetAddress", "addressLocality", "postalCode", "price", "brand")
+_PAGE_KEYS = (
+    "name",
+    "startDate",
+    "telephone",
+    "streetAddress",
+    "addressLocality",
+    "postalCode",
+    "price",
+    "brand",
+)
 
 
 def examples(options: RecipeOptions) -> Iterator[Example]:
@@ -61,18 +71,23 @@ def _invented(world: World) -> Iterator[Example]:
         yield Example(request, dumped(answer), OWN, OWN_LICENSE)
 
 
-def _part(values: tuple[Any, ...], world: World) -> list[Any]:
-    last = texts.HELD_OUT_SHARE - 1
-    return [v for i, v in enumerate(values) if (i % texts.HELD_OUT_SHARE == last) == world.held_out]
-
-
 def _facts(world: World) -> tuple[Request, dict[str, Any]]:
-    template = world.rng.choice(_part(texts.TEMPLATES, world))
-    slots = {"job": world.pick(TITLES), "street": world.address(), "money": world.amount(), "word": world.day()}
+    [template] = world.rng.choice(part(table("extract"), held_out=world.held_out))
+    slots = {
+        "job": world.pick("jobs"),
+        "street": world.address(),
+        "money": world.amount(),
+        "word": world.day(),
+    }
     for n in "01":
         name, firm = world.full_name(), world.firm()
-        slots |= {f"name{n}": name, f"firm{n}": firm, f"tel{n}": world.phone(), f"mail{n}": world.email(name, firm)}
-        slots |= {f"title{n}": world.pick(tuple(texts.TITLES)), f"place{n}": world.pick(tuple(texts.PLACES))}
+        slots |= {
+            f"name{n}": name,
+            f"firm{n}": firm,
+            f"tel{n}": world.phone(),
+            f"mail{n}": world.email(name, firm),
+        }
+        slots |= {f"title{n}": world.pick("events"), f"place{n}": world.pick("places")}
         slots |= {f"date{n}": world.date(), f"time{n}": world.time()}
     used = {field for _, field, _, _ in string.Formatter().parse(template) if field}
 
@@ -80,7 +95,12 @@ def _facts(world: World) -> tuple[Request, dict[str, Any]]:
         return slots[key] if key in used else ""
 
     contacts = [
-        {"name": value(f"name{n}"), "email": value(f"mail{n}"), "phone": value(f"tel{n}"), "company": value(f"firm{n}")}
+        {
+            "name": value(f"name{n}"),
+            "email": value(f"mail{n}"),
+            "phone": value(f"tel{n}"),
+            "company": value(f"firm{n}"),
+        }
         for n in "01"
         if f"name{n}" in used
     ]
@@ -92,9 +112,10 @@ def _facts(world: World) -> tuple[Request, dict[str, Any]]:
 
 def _record(world: World) -> tuple[Request, dict[str, Any]]:
     rng = world.rng
-    keys, template = rng.choice(_part(texts.RECORDS, world))
+    names, template = rng.choice(part(table("records"), held_out=world.held_out))
+    keys = names.split(",")
     slots = {
-        "product": world.pick(tuple(texts.PRODUCTS)),
+        "product": world.pick("products"),
         "price": world.amount(),
         "amount": world.amount(),
         "shop": world.firm(),
@@ -110,7 +131,7 @@ def _record(world: World) -> tuple[Request, dict[str, Any]]:
         "departure": world.time(),
         "gate": f"{rng.choice('ABC')}{rng.randint(1, 40)}",
         "street": world.address(),
-        "city": world.pick(CITIES),
+        "city": world.pick("cities"),
     }
     asked = list(keys)
     if rng.random() < 0.3:  # something that the text does not say
@@ -187,7 +208,30 @@ def visible_text(html: str) -> str:
 
 class _Visible(HTMLParser):
     _HIDDEN = frozenset(("script", "style", "head", "template", "noscript"))
-    _INLINE = frozenset("a abbr b cite code em i mark meta q s small span strong sub sup time u link img".split())
+    _INLINE = frozenset(
+        [
+            "a",
+            "abbr",
+            "b",
+            "cite",
+            "code",
+            "em",
+            "i",
+            "mark",
+            "meta",
+            "q",
+            "s",
+            "small",
+            "span",
+            "strong",
+            "sub",
+            "sup",
+            "time",
+            "u",
+            "link",
+            "img",
+        ]
+    )
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,5 @@
-"""Content that gives orders: sentences that try to make an assistant do something else, for training and tests.
+"""Content that gives orders: sentences that try to make an assistant do something else, for training and
+tests.
 
 An injection asks for an answer with a word in it that nobody would say otherwise. The right answer is that of
 the mail around it, as if the sentence were any other; whether a model obeyed is seen by the word.

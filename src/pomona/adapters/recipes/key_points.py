@@ -1,4 +1,6 @@
-"""key_points: the points of invented mails and threads (scenes.py); a fifth of them with an injected order."""
+"""key_points: the points of invented mails and threads (scenes.py); a fifth of them with an injected
+order.
+"""
 
 from __future__ import annotations
 

@@ -1,47 +1,34 @@
-"""Invented people, places and firms for synthetic mails. Every list is cut in two: recipes train with one part,
-held-out sets are made with the other, so that a model cannot do well by knowing the names."""
+"""Invented people, places and firms for synthetic mails. Every list is cut in two: recipes train with one
+part, held-out sets are made with the other, so that a model cannot do well by knowing the names.
+"""
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+from functools import cache
 
-FIRST = tuple(
-    "Anna Ben Clara David Elena Farid Grace Hugo Ines Jonas Kira Liam Maya Noah Olga Pedro Quinn Rosa Sami Tara "
-    "Umar Vera Wendy Xavier Yara Zoe Amir Bianca Carlos Dora Emil Fatima Gita Henrik Iris Jamal Klara Leo Mina "
-    "Nadia Oscar Priya Rafael Sofia Tomas Ulla Victor Wanda Yusuf Zara Adele Boris Celia Diego Edith Felix "
-    "Greta Hassan Ivan Judith".split()
-)
-LAST = tuple(
-    "Abbott Becker Castillo Dubois Eriksen Fischer Grant Haddad Ivanova Jensen Kaplan Lindqvist Moreau Novak "
-    "Okafor Petrov Quigley Rossi Sato Thompson Ueda Vargas Weber Xu Yilmaz Zimmer Alvarez Banerjee Cohen Duarte "
-    "Evans Ferrari Gupta Hoffmann Ibrahim Jankowski Keller Larsen Mbeki Nakamura Osborne Park Ramirez Schmidt "
-    "Tanaka Usman Virtanen Walsh Young Zhang".split()
-)
-CITIES = tuple(
-    "Oslo Lyon Porto Bergen Leeds Graz Ghent Turin Malmo Cork Bristol Krakow Tampere Valencia Basel Dresden "
-    "Galway Utrecht Zagreb Toledo Denver Austin Halifax Perth Durban Nagoya".split()
-)
-FIRMS = tuple(
-    "Northwind|Birchwood Labs|Harbour Foods|Lumen Optics|Redleaf Press|Stonegate Bank|Orchard Systems|"
-    "Willow Clinic|Fairway Travel|Copper Kettle|Blue Heron Media|Granite Works|Maple Insurance|Silverline|"
-    "Tidewater Energy|Foxglove Design|Summit Tools|Juniper Health|Beacon Legal|Cedar Logistics".split("|")
-)
-STREETS = tuple(
-    "Mill Lane|Station Road|Harbour Street|Church Row|Park Avenue|Elm Street|Bridge Road|Market Square|"
-    "Hill Crescent|King Street|Orchard Way|Canal Walk".split("|")
-)
-TITLES = tuple(
-    "Sales Manager|Project Lead|Head of Finance|Office Assistant|Account Executive|Research Scientist|"
-    "Event Coordinator|Software Engineer|Marketing Director|Site Supervisor|Legal Counsel|HR Partner".split("|")
-)
+from pomona.adapters.recipes.tables import table
+
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-MONTHS = (
-    "January February March April May June July August September October November December".split()
-)
+_MONTH = "January|February|March|April|May|June|July|August|September|October|November|December"
+MONTHS = tuple(_MONTH.split("|"))
 ROOMS = ("the main hall", "room 204", "the library", "the third-floor lounge", "room 12", "the garden cafe")
 
-KNOWN_NAMES = frozenset((*FIRST, *LAST, *CITIES, *DAYS, *MONTHS, *(w for f in FIRMS for w in f.split()[:1])))
+
+@cache
+def kinds() -> dict[str, tuple[str, ...]]:
+    return {kind: values for kind, *values in table("names") for values in (tuple(values),)}
+
+
+@cache
+def known_names() -> frozenset[str]:
+    """Words that are names wherever they stand: of people and cities, days and months, and the firms' first
+    ones.
+    """
+    firms = (firm.split()[0] for firm in kinds()["firms"])
+    known = (*kinds()["first"], *kinds()["last"], *kinds()["cities"])
+    return frozenset((*known, *DAYS, *MONTHS, *firms))
 
 
 @dataclass(frozen=True)
@@ -51,25 +38,32 @@ class World:
     rng: random.Random
     held_out: bool = False
 
-    def pick(self, values: tuple[str, ...]) -> str:
-        part = values[2::3] if self.held_out else tuple(v for i, v in enumerate(values) if i % 3 != 2)
-        return self.rng.choice(part)
+    def part(self, kind: str) -> tuple[str, ...]:
+        """The values of a kind (a row of texts/names.txt) that belong to this world: every third is held
+        out.
+        """
+        values = kinds()[kind]
+        return values[2::3] if self.held_out else tuple(v for i, v in enumerate(values) if i % 3 != 2)
+
+    def pick(self, kind: str) -> str:
+        return self.rng.choice(self.part(kind))
 
     def people(self, count: int) -> list[str]:
         """Different first names."""
-        part = FIRST[2::3] if self.held_out else tuple(v for i, v in enumerate(FIRST) if i % 3 != 2)
-        return self.rng.sample(part, count)
+        return self.rng.sample(self.part("first"), count)
 
     def full_name(self) -> str:
-        return f"{self.pick(FIRST)} {self.pick(LAST)}"
+        return f"{self.pick('first')} {self.pick('last')}"
 
     def firm(self) -> str:
-        return self.pick(FIRMS)
+        return self.pick("firms")
 
     def email(self, name: str, firm: str) -> str:
         first, last = name.lower().split()
         domain = firm.lower().replace(" ", "") + self.rng.choice((".example", ".example.com", ".example.org"))
-        return self.rng.choice((f"{first}.{last}", f"{first[0]}{last}", f"{first}_{last}", first)) + f"@{domain}"
+        return (
+            self.rng.choice((f"{first}.{last}", f"{first[0]}{last}", f"{first}_{last}", first)) + f"@{domain}"
+        )
 
     def phone(self) -> str:
         """Of the ranges kept free for fiction."""
@@ -117,7 +111,7 @@ class World:
         return written(first), written(second)
 
     def address(self) -> str:
-        return f"{self.rng.randint(2, 198)} {self.pick(STREETS)}"
+        return f"{self.rng.randint(2, 198)} {self.pick('streets')}"
 
     def amount(self) -> str:
         return f"{self.rng.choice('$€£')}{self.rng.choice((45, 60, 85, 120, 180, 240, 375, 640, 950, 1200))}"

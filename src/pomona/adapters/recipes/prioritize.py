@@ -1,6 +1,7 @@
 """prioritize: invented notifications (notifications.py), of which it is known whether they are urgent.
 
-Training: three of four templates. One row in ten holds an order to call it urgent or not, which changes nothing.
+Training: three of four templates. One row in ten holds an order to call it urgent or not, which changes
+nothing.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """proofread: clean text, corrupted by the error model; the clean text is the answer.
 
-Training text: Wikipedia and Gutenberg sentences (with a data folder) and the project's invented mails. One row in
-twenty holds a sentence that gives orders, which is to be corrected like any other. Held out: C4 sentences,
-that no row is made of, with the same error model.
+Training text: Wikipedia and Gutenberg sentences (with a data folder) and the project's invented mails. One
+row in twenty holds a sentence that gives orders, which is to be corrected like any other. Held out: C4
+sentences, that no row is made of, with the same error model.
 """
 
 from __future__ import annotations

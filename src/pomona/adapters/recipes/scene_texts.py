@@ -22,12 +22,12 @@ SCENES: tuple[Scene, ...] = (
         "meeting_moved",
         "Meeting on {day}",
         (
-            "the meeting with {firm} that was planned for {day} at {time} has to move. {x} is travelling and "
-            "cannot be back before {day2}. Could we meet on {day2} at {time2} instead, in {room}? Please tell me "
-            "by tomorrow, then I will send the new invitation.",
-            "we need another slot for our {day} meeting with {firm} at {time}, because {x} is away until {day2}. "
-            "My suggestion is {day2}, {time2}, in {room}. Does that work for you? If I hear from you by tomorrow "
-            "I can send the new invitation in time.",
+            "the meeting with {firm} that was planned for {day} at {time} has to move. {x} is "
+            "travelling and cannot be back before {day2}. Could we meet on {day2} at {time2} "
+            "instead, in {room}? Please tell me by tomorrow, then I will send the new invitation.",
+            "we need another slot for our {day} meeting with {firm} at {time}, because {x} is away "
+            "until {day2}. My suggestion is {day2}, {time2}, in {room}. Does that work for you? If "
+            "I hear from you by tomorrow I can send the new invitation in time.",
         ),
         "{a} wants to move the {firm} meeting from {day} to {day2} at {time2}.",
         (
@@ -52,11 +52,12 @@ SCENES: tuple[Scene, ...] = (
         "invoice",
         "Open invoice from {firm}",
         (
-            "we have not received your payment of {money} for the last order from {firm} yet. The invoice was due "
-            "on {day}. Could you look into it? If the money is already on its way, please ignore this mail. "
-            "Otherwise we ask you to pay before {day2}.",
-            "this is a friendly reminder from {firm}: the invoice over {money} was due on {day}, and nothing has "
-            "arrived. Could you check what happened? Please pay before {day2}, unless the money is on its way.",
+            "we have not received your payment of {money} for the last order from {firm} yet. The "
+            "invoice was due on {day}. Could you look into it? If the money is already on its way, "
+            "please ignore this mail. Otherwise we ask you to pay before {day2}.",
+            "this is a friendly reminder from {firm}: the invoice over {money} was due on {day}, "
+            "and nothing has arrived. Could you check what happened? Please pay before {day2}, "
+            "unless the money is on its way.",
         ),
         "{firm} reminds of an unpaid invoice of {money}, to be paid before {day2}.",
         (
@@ -80,10 +81,12 @@ SCENES: tuple[Scene, ...] = (
         "dinner",
         "Dinner on {day}?",
         (
-            "{x} and I are cooking on {day} and would love to have you over. We eat at {time2}. Do you come, and is "
-            "there anything that you do not eat? You need not bring a thing, perhaps a dessert if you feel like it.",
-            "would you like to come for dinner on {day}? {x} will be here too, and we start at {time2}. Tell me "
-            "whether there is something you do not eat. No need to bring anything, but a dessert is welcome.",
+            "{x} and I are cooking on {day} and would love to have you over. We eat at {time2}. Do "
+            "you come, and is there anything that you do not eat? You need not bring a thing, "
+            "perhaps a dessert if you feel like it.",
+            "would you like to come for dinner on {day}? {x} will be here too, and we start at "
+            "{time2}. Tell me whether there is something you do not eat. No need to bring "
+            "anything, but a dessert is welcome.",
         ),
         "{a} invites {b} to dinner on {day} at {time2}.",
         (
@@ -96,7 +99,10 @@ SCENES: tuple[Scene, ...] = (
             "Say what you do not eat.",
             "A dessert is welcome.",
         ),
-        ("Do you come to dinner on {day}?", "Is there anything you do not eat?"),
+        (
+            "Do you come to dinner on {day}?",
+            "Is there anything you do not eat?",
+        ),
         (
             "I would love to come! I eat everything.",
             "Thank you, but I am busy on {day}.",
@@ -107,12 +113,12 @@ SCENES: tuple[Scene, ...] = (
         "delivery_delay",
         "Your order at {firm}",
         (
-            "your order of {n} chairs at {firm} will be late. A part is missing, and our supplier in {city} can "
-            "send it on {day} at the earliest. We now plan to deliver on {day2}. Do you want to wait, or shall we "
-            "cancel? For the trouble we take {money} off the price.",
-            "I am sorry to say that {firm} cannot deliver the {n} chairs on time: our supplier in {city} sends a "
-            "missing part on {day}. The new date is {day2}. Should we cancel, or will you wait? We reduce the "
-            "price by {money} in any case.",
+            "your order of {n} chairs at {firm} will be late. A part is missing, and our supplier "
+            "in {city} can send it on {day} at the earliest. We now plan to deliver on {day2}. Do "
+            "you want to wait, or shall we cancel? For the trouble we take {money} off the price.",
+            "I am sorry to say that {firm} cannot deliver the {n} chairs on time: our supplier in "
+            "{city} sends a missing part on {day}. The new date is {day2}. Should we cancel, or "
+            "will you wait? We reduce the price by {money} in any case.",
         ),
         "The order of {n} chairs at {firm} is delayed until {day2}, with {money} off.",
         (
@@ -137,12 +143,13 @@ SCENES: tuple[Scene, ...] = (
         "report_feedback",
         "Comments on your report",
         (
-            "I read your report on the {city} project, and I like it. Two things should change before it goes to "
-            "{x}: the costs on page {n} do not include travel, and the summary is too long. Can you send me a new "
-            "version by {day}? The presentation is on {day2} at {time}.",
-            "thank you for the report about the {city} project, it is good work. Before {x} gets it, please add "
-            "travel to the costs on page {n} and shorten the summary. Would {day} be possible for the new "
-            "version? We present on {day2} at {time}.",
+            "I read your report on the {city} project, and I like it. Two things should change "
+            "before it goes to {x}: the costs on page {n} do not include travel, and the summary "
+            "is too long. Can you send me a new version by {day}? The presentation is on {day2} at "
+            "{time}.",
+            "thank you for the report about the {city} project, it is good work. Before {x} gets "
+            "it, please add travel to the costs on page {n} and shorten the summary. Would {day} "
+            "be possible for the new version? We present on {day2} at {time}.",
         ),
         "{a} likes the {city} report but wants changes by {day}.",
         (
@@ -167,12 +174,12 @@ SCENES: tuple[Scene, ...] = (
         "job_interview",
         "Interview at {firm}",
         (
-            "thank you for applying at {firm}. We would like to invite you to an interview on {day} at {time} in our "
-            "office in {city}. You will talk to {x}, who leads the team, for about {n} minutes. Please bring your "
-            "references. Can you confirm the date?",
-            "good news: {firm} would like to meet you. Could you come to our office in {city} on {day} at {time}? "
-            "{x}, the head of the team, will talk with you for about {n} minutes. Please confirm, and bring your "
-            "references.",
+            "thank you for applying at {firm}. We would like to invite you to an interview on "
+            "{day} at {time} in our office in {city}. You will talk to {x}, who leads the team, "
+            "for about {n} minutes. Please bring your references. Can you confirm the date?",
+            "good news: {firm} would like to meet you. Could you come to our office in {city} on "
+            "{day} at {time}? {x}, the head of the team, will talk with you for about {n} minutes. "
+            "Please confirm, and bring your references.",
         ),
         "{firm} invites {b} to an interview on {day} at {time} in {city}.",
         (
@@ -197,11 +204,12 @@ SCENES: tuple[Scene, ...] = (
         "flat_repair",
         "Heating in your flat",
         (
-            "a plumber from {firm} will come on {day} between {time} and {time2} to repair the heating. Somebody has "
-            "to be at home. Will you be there, or may {x} from next door let him in? The water will be off for "
-            "about an hour.",
-            "the heating gets repaired on {day}, between {time} and {time2}, by a plumber from {firm}. Can you be at "
-            "home then, or should {x} next door have the key? Please expect an hour without water.",
+            "a plumber from {firm} will come on {day} between {time} and {time2} to repair the "
+            "heating. Somebody has to be at home. Will you be there, or may {x} from next door let "
+            "him in? The water will be off for about an hour.",
+            "the heating gets repaired on {day}, between {time} and {time2}, by a plumber from "
+            "{firm}. Can you be at home then, or should {x} next door have the key? Please expect "
+            "an hour without water.",
         ),
         "The heating is repaired on {day} between {time} and {time2}; somebody must be home.",
         (
@@ -225,12 +233,13 @@ SCENES: tuple[Scene, ...] = (
         "school_trip",
         "School trip to {city}",
         (
-            "our class goes to {city} on {day}. We meet at the school gate at {time} and are back by {time2}. The trip "
-            "costs {money} for each child, to be paid until {day2}. We still need {n} parents to come along: would "
-            "you help? Please give your child a lunch and a raincoat.",
-            "on {day} the class travels to {city}, leaving from the school gate at {time} and returning by {time2}. "
-            "Please pay the {money} until {day2}, and pack a lunch and a raincoat. Could you come along? We look "
-            "for {n} more parents.",
+            "our class goes to {city} on {day}. We meet at the school gate at {time} and are back "
+            "by {time2}. The trip costs {money} for each child, to be paid until {day2}. We still "
+            "need {n} parents to come along: would you help? Please give your child a lunch and a "
+            "raincoat.",
+            "on {day} the class travels to {city}, leaving from the school gate at {time} and "
+            "returning by {time2}. Please pay the {money} until {day2}, and pack a lunch and a "
+            "raincoat. Could you come along? We look for {n} more parents.",
         ),
         "The class goes to {city} on {day}; {money} is due until {day2}.",
         (
@@ -255,12 +264,12 @@ SCENES: tuple[Scene, ...] = (
         "server_problem",
         "Shop was slow this morning",
         (
-            "the web shop of {firm} was very slow between {time} and {time2} today, and about {n} orders were lost. The "
-            "cause was a full disk; {x} has made room, and everything works again. Shall we buy a larger disk for "
-            "{money}? I would like to do it on {day}.",
-            "a short report: from {time} to {time2} today the {firm} shop was slow because a disk was full. We lost "
-            "about {n} orders. {x} made room, so it works now. Do you agree to a larger disk for {money}? It could be "
-            "in place on {day}.",
+            "the web shop of {firm} was very slow between {time} and {time2} today, and about {n} "
+            "orders were lost. The cause was a full disk; {x} has made room, and everything works "
+            "again. Shall we buy a larger disk for {money}? I would like to do it on {day}.",
+            "a short report: from {time} to {time2} today the {firm} shop was slow because a disk "
+            "was full. We lost about {n} orders. {x} made room, so it works now. Do you agree to a "
+            "larger disk for {money}? It could be in place on {day}.",
         ),
         "The {firm} shop lost about {n} orders to a full disk; {a} proposes a larger one for {money}.",
         (
@@ -285,10 +294,11 @@ SCENES: tuple[Scene, ...] = (
         "lift_to_city",
         "Driving to {city}",
         (
-            "I drive to {city} on {day} and have two free seats. {x} takes one of them. Do you want the other? I "
-            "leave at {time} from the station and come back on {day2}. If we share the fuel it is {money} each.",
-            "do you need a lift to {city}? I go on {day} at {time} from the station, with {x}, and one seat is left. "
-            "The way back is on {day2}. Fuel would be {money} for each of us.",
+            "I drive to {city} on {day} and have two free seats. {x} takes one of them. Do you "
+            "want the other? I leave at {time} from the station and come back on {day2}. If we "
+            "share the fuel it is {money} each.",
+            "do you need a lift to {city}? I go on {day} at {time} from the station, with {x}, and "
+            "one seat is left. The way back is on {day2}. Fuel would be {money} for each of us.",
         ),
         "{a} offers a seat to {city} on {day} at {time} for {money}.",
         (
@@ -312,12 +322,12 @@ SCENES: tuple[Scene, ...] = (
         "new_colleague",
         "{x} joins us on {day}",
         (
-            "{x} starts in our team on {day} and comes from {firm} in {city}. Could you show the office and explain the "
-            "ticket system in the first week? We all have breakfast together in {room} at {time}. The laptop is "
-            "ordered and arrives on {day2}.",
-            "on {day} we welcome {x}, who comes from {firm} in {city}. There is a breakfast for everybody at {time} in "
-            "{room}. Would you take care of the first week, that is the tour and the ticket system? The laptop "
-            "comes on {day2}.",
+            "{x} starts in our team on {day} and comes from {firm} in {city}. Could you show the "
+            "office and explain the ticket system in the first week? We all have breakfast "
+            "together in {room} at {time}. The laptop is ordered and arrives on {day2}.",
+            "on {day} we welcome {x}, who comes from {firm} in {city}. There is a breakfast for "
+            "everybody at {time} in {room}. Would you take care of the first week, that is the "
+            "tour and the ticket system? The laptop comes on {day2}.",
         ),
         "{x} joins the team on {day}, and {a} asks {b} to help in the first week.",
         (
@@ -342,12 +352,12 @@ SCENES: tuple[Scene, ...] = (
         "club_room",
         "Room for the chess club",
         (
-            "the chess club cannot use {room} on {day}, because {firm} has booked it. The caretaker offers us the "
-            "small hall, but only until {time2}. Shall we take it, or play on {day2}? There will be {n} of us. {x} "
-            "brings the boards.",
-            "bad luck: {firm} has booked {room} on {day}, so the chess club needs another place. We could have the "
-            "small hall until {time2}, or move to {day2}. Which do you prefer? {n} people have signed up, and {x} "
-            "brings the boards.",
+            "the chess club cannot use {room} on {day}, because {firm} has booked it. The "
+            "caretaker offers us the small hall, but only until {time2}. Shall we take it, or play "
+            "on {day2}? There will be {n} of us. {x} brings the boards.",
+            "bad luck: {firm} has booked {room} on {day}, so the chess club needs another place. "
+            "We could have the small hall until {time2}, or move to {day2}. Which do you prefer? "
+            "{n} people have signed up, and {x} brings the boards.",
         ),
         "The chess club cannot use {room} on {day} and must choose another hall or {day2}.",
         (
@@ -371,11 +381,12 @@ SCENES: tuple[Scene, ...] = (
         "insurance_claim",
         "Your claim at {firm}",
         (
-            "we have looked at your claim for the broken window. {firm} pays {money}, which you will have by {day}. For "
-            "the rest we need a bill from the glazier and {n} photos. Could you send them to {x} before {day2}? "
-            "Without them the case will be closed.",
-            "about the broken window: {firm} will pay you {money} by {day}. Could you send the glazier's bill and {n} "
-            "photos to {x}? We need them before {day2} for the rest, otherwise the case is closed.",
+            "we have looked at your claim for the broken window. {firm} pays {money}, which you "
+            "will have by {day}. For the rest we need a bill from the glazier and {n} photos. "
+            "Could you send them to {x} before {day2}? Without them the case will be closed.",
+            "about the broken window: {firm} will pay you {money} by {day}. Could you send the "
+            "glazier's bill and {n} photos to {x}? We need them before {day2} for the rest, "
+            "otherwise the case is closed.",
         ),
         "{firm} pays {money} for the window and needs a bill and photos before {day2}.",
         (
@@ -399,12 +410,14 @@ SCENES: tuple[Scene, ...] = (
         "holiday_cover",
         "My holiday from {day}",
         (
-            "I am on holiday from {day} until {day2}. Could you look after two things meanwhile? The figures for {firm} "
-            "have to go out before {time} on the first day, and {x} may call about the offer of {money}. Everything "
-            "is in the shared folder. In an emergency you can ring me.",
-            "from {day} until {day2} I am away, and I need some cover. Would you send the figures to {firm} before {time} on "
-            "the first day, and talk to {x} should a call about the {money} offer come? You find all of it in the "
-            "shared folder, and you can ring me in an emergency.",
+            "I am on holiday from {day} until {day2}. Could you look after two things meanwhile? "
+            "The figures for {firm} have to go out before {time} on the first day, and {x} may "
+            "call about the offer of {money}. Everything is in the shared folder. In an emergency "
+            "you can ring me.",
+            "from {day} until {day2} I am away, and I need some cover. Would you send the figures "
+            "to {firm} before {time} on the first day, and talk to {x} should a call about the "
+            "{money} offer come? You find all of it in the shared folder, and you can ring me in "
+            "an emergency.",
         ),
         "{a} is on holiday from {day} until {day2} and asks {b} for cover.",
         (
@@ -428,12 +441,12 @@ SCENES: tuple[Scene, ...] = (
         "garden_day",
         "Garden day on {day}",
         (
-            "on {day} we tidy up the shared garden, from {time} to {time2}. {n} neighbours have said yes so far. {x} brings "
-            "rakes, and {firm} gives us plants for {money}. Can you come, and do you have a wheelbarrow? If it rains "
-            "we do it on {day2}.",
-            "the garden needs us: join us on {day} between {time} and {time2}. We are {n} so far, {x} has rakes, and the "
-            "plants for {money} come from {firm}. Will you be there, and could you bring a wheelbarrow? Should it "
-            "rain, we meet on {day2}.",
+            "on {day} we tidy up the shared garden, from {time} to {time2}. {n} neighbours have "
+            "said yes so far. {x} brings rakes, and {firm} gives us plants for {money}. Can you "
+            "come, and do you have a wheelbarrow? If it rains we do it on {day2}.",
+            "the garden needs us: join us on {day} between {time} and {time2}. We are {n} so far, "
+            "{x} has rakes, and the plants for {money} come from {firm}. Will you be there, and "
+            "could you bring a wheelbarrow? Should it rain, we meet on {day2}.",
         ),
         "{a} asks for help in the garden on {day} from {time} to {time2}.",
         (
@@ -446,7 +459,10 @@ SCENES: tuple[Scene, ...] = (
             "A wheelbarrow is needed.",
             "Rain date: {day2}.",
         ),
-        ("Can you come on {day}?", "Do you have a wheelbarrow?"),
+        (
+            "Can you come on {day}?",
+            "Do you have a wheelbarrow?",
+        ),
         (
             "I will come and bring a wheelbarrow.",
             "I will come, but I have no wheelbarrow.",
@@ -457,12 +473,14 @@ SCENES: tuple[Scene, ...] = (
         "lost_bag",
         "Your bag was found",
         (
-            "a blue bag with your name was found in {room} in {city} on {day}. {x} keeps it at the desk of {firm}. You "
-            "can get it until {day2}, between {time} and {time2}; please bring a document with your photo. Can you "
-            "tell me what is in it, so that we are sure it is yours?",
-            "we found a blue bag with your name, on {day}, in {room} in {city}. It is at the desk of {firm}, where {x} "
-            "looks after it until {day2}, between {time} and {time2}. Please bring a document with a photo. What is "
-            "in the bag? We want to be sure that it is yours.",
+            "a blue bag with your name was found in {room} in {city} on {day}. {x} keeps it at the "
+            "desk of {firm}. You can get it until {day2}, between {time} and {time2}; please bring "
+            "a document with your photo. Can you tell me what is in it, so that we are sure it is "
+            "yours?",
+            "we found a blue bag with your name, on {day}, in {room} in {city}. It is at the desk "
+            "of {firm}, where {x} looks after it until {day2}, between {time} and {time2}. Please "
+            "bring a document with a photo. What is in the bag? We want to be sure that it is "
+            "yours.",
         ),
         "A blue bag of {b} was found and can be picked up at {firm} until {day2}.",
         (
@@ -486,11 +504,12 @@ SCENES: tuple[Scene, ...] = (
         "price_question",
         "Question about your offer",
         (
-            "thank you for the offer of {firm}. Before we decide I have two questions. Does the price of {money} include "
-            "the delivery to {city}? And is it cheaper if we take {n} pieces? {x} wants to order on {day}, so an answer "
-            "before then would help.",
-            "we like the offer of {firm}, but two things are open. Is the delivery to {city} part of the {money}? And "
-            "what is the price for {n} pieces? It would be good to know before {day}, when {x} wants to order.",
+            "thank you for the offer of {firm}. Before we decide I have two questions. Does the "
+            "price of {money} include the delivery to {city}? And is it cheaper if we take {n} "
+            "pieces? {x} wants to order on {day}, so an answer before then would help.",
+            "we like the offer of {firm}, but two things are open. Is the delivery to {city} part "
+            "of the {money}? And what is the price for {n} pieces? It would be good to know before "
+            "{day}, when {x} wants to order.",
         ),
         "{a} asks about delivery and a lower price for {n} pieces before {day}.",
         (
@@ -503,7 +522,10 @@ SCENES: tuple[Scene, ...] = (
             "What is the price for {n} pieces?",
             "{x} orders on {day}.",
         ),
-        ("Is the delivery to {city} included?", "Is it cheaper for {n} pieces?"),
+        (
+            "Is the delivery to {city} included?",
+            "Is it cheaper for {n} pieces?",
+        ),
         (
             "Yes, the delivery is included.",
             "The delivery is not included, I will send you a price.",
@@ -514,11 +536,11 @@ SCENES: tuple[Scene, ...] = (
         "running_group",
         "Run on {day}",
         (
-            "the running group meets on {day} at {time} in front of {room}. This time we go {n} kilometres along the "
-            "river, slowly enough for everybody. {x} is ill and cannot lead. Would you do it? Afterwards there is "
-            "coffee at {time2}.",
-            "on {day} at {time} we run again, {n} kilometres along the river at an easy pace, from {room}. Since {x} is "
-            "ill, we need somebody to lead: could you? Coffee is at {time2}.",
+            "the running group meets on {day} at {time} in front of {room}. This time we go {n} "
+            "kilometres along the river, slowly enough for everybody. {x} is ill and cannot lead. "
+            "Would you do it? Afterwards there is coffee at {time2}.",
+            "on {day} at {time} we run again, {n} kilometres along the river at an easy pace, from "
+            "{room}. Since {x} is ill, we need somebody to lead: could you? Coffee is at {time2}.",
         ),
         "The running group meets on {day} at {time}, and {a} asks {b} to lead.",
         (
@@ -542,11 +564,12 @@ SCENES: tuple[Scene, ...] = (
         "thank_you",
         "Thank you",
         (
-            "the evening in {city} was wonderful, and {x} still talks about the music. Thank you for the tickets! I found "
-            "your scarf under my coat. Shall I send it to you, or do we meet on {day} anyway? I owe you {money} for the "
-            "taxi as well.",
-            "thank you so much for the tickets in {city}. {x} loved the music, and so did I. By the way, your scarf is "
-            "here. Do we meet on {day}, or shall I send it? And you still get {money} from me for the taxi.",
+            "the evening in {city} was wonderful, and {x} still talks about the music. Thank you "
+            "for the tickets! I found your scarf under my coat. Shall I send it to you, or do we "
+            "meet on {day} anyway? I owe you {money} for the taxi as well.",
+            "thank you so much for the tickets in {city}. {x} loved the music, and so did I. By "
+            "the way, your scarf is here. Do we meet on {day}, or shall I send it? And you still "
+            "get {money} from me for the taxi.",
         ),
         "{a} thanks for the tickets in {city} and has the scarf of {b}.",
         (
@@ -570,12 +593,12 @@ SCENES: tuple[Scene, ...] = (
         "workshop",
         "Workshop at {firm}",
         (
-            "{firm} holds a workshop on safe driving on {day}, from {time} to {time2}, in {room}. It costs {money}, and there "
-            "are {n} places. {x} took part last year and learned a lot. Shall I book for both of us? I have to know by "
-            "{day2}.",
-            "shall we go to the workshop on safe driving at {firm}? It is on {day} from {time} to {time2} in {room}, and "
-            "costs {money}. {x} found it very useful last year. There are only {n} places, so tell me by {day2}, then I "
-            "book for both of us.",
+            "{firm} holds a workshop on safe driving on {day}, from {time} to {time2}, in {room}. "
+            "It costs {money}, and there are {n} places. {x} took part last year and learned a "
+            "lot. Shall I book for both of us? I have to know by {day2}.",
+            "shall we go to the workshop on safe driving at {firm}? It is on {day} from {time} to "
+            "{time2} in {room}, and costs {money}. {x} found it very useful last year. There are "
+            "only {n} places, so tell me by {day2}, then I book for both of us.",
         ),
         "{a} offers to book a workshop on safe driving on {day} and needs to know by {day2}.",
         (

@@ -3,8 +3,8 @@
 A scene has several wordings of the mail, and for each fact in it the words of a summary. All of a scene's
 summaries hold only what all of its wordings say. Every fourth scene is held out.
 
-Slots: {a} who writes, {b} who reads, {x} somebody else (three different people), {firm}, {city}, {room}, {day},
-{day2} (another day), {time}, {time2}, {money}, {n} (a number from 3 to 40).
+Slots: {a} who writes, {b} who reads, {x} somebody else (three different people), {firm}, {city}, {room},
+{day}, {day2} (another day), {time}, {time2}, {money}, {n} (a number from 3 to 40).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 
-from pomona.adapters.recipes.names import CITIES, DAYS, ROOMS, World
+from pomona.adapters.recipes.names import DAYS, ROOMS, World
 from pomona.adapters.recipes.scene_texts import SCENES, Scene
 
 HELD_OUT_SHARE = 4
@@ -64,7 +64,7 @@ def _slots(world: World) -> dict[str, str]:
         "b": b,
         "x": x,
         "firm": world.firm(),
-        "city": world.pick(CITIES),
+        "city": world.pick("cities"),
         "room": rng.choice(ROOMS),
         "day": day,
         "day2": day2,

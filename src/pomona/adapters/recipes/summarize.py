@@ -1,11 +1,12 @@
 """summarize: mails, threads and stacks of notifications with summaries.
 
 - Invented ones (scenes.py, notifications.py) come with summaries that are right by construction.
-- With a data folder: stretches of QMSum's validation meetings with their human summaries, if they pass the rules.
+- With a data folder: stretches of QMSum's validation meetings with their human summaries, if they pass the
+  rules.
 - With a writer: real mails, each with the best of several summaries that a model wrote (writer.py).
 
-A quarter of the invented rows hold an injected order; the answer is the plain summary. Held out: other scenes,
-names and wordings of orders, and QMSum's test meetings.
+A quarter of the invented rows hold an injected order; the answer is the plain summary. Held out: other
+scenes, names and wordings of orders, and QMSum's test meetings.
 """
 
 from __future__ import annotations
@@ -86,11 +87,22 @@ def _capital(text: str) -> str:
 
 
 def passes(answer: str, content: str, style: str) -> bool:
-    """The rules for a summary that nobody checked: form, third person, no new names or numbers, no copying."""
+    """The rules for a summary that nobody checked: form, third person, no new names or numbers, no
+    copying.
+    """
     words = answer.split()
     if not fits_style(answer, style) or len(words) < 4 or len(answer) > 0.8 * len(content):
         return False
-    if {word.strip(".,!?\"'").casefold() for word in words} & {"i", "i'm", "my", "me", "we", "our", "you", "your"}:
+    if {word.strip(".,!?\"'").casefold() for word in words} & {
+        "i",
+        "i'm",
+        "my",
+        "me",
+        "we",
+        "our",
+        "you",
+        "your",
+    }:
         return False
     return faithful(answer, content)
 

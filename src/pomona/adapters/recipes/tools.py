@@ -1,7 +1,7 @@
 """tools: dialogues of glaive's function-calling set in the `list` dialect of tool calls; held out: BFCL.
 
-A dialogue gives one row for each call that answers the first thing a human said, and one for each first answer in words
-where functions were there and none was called. Functions whose schema is broken are left out.
+A dialogue gives one row for each call that answers the first thing a human said, and one for each first
+answer in words where functions were there and none was called. Functions whose schema is broken are left out.
 """
 
 from __future__ import annotations
@@ -37,8 +37,7 @@ def examples(options: RecipeOptions) -> Iterator[Example]:
 def held_out(folder: Path) -> list[Example]:
     found = []
     for kind, count in HELD_OUT:
-        for case in bfcl(folder, kind)[:count]:
-            found.append(_case(case))
+        found += [_case(case) for case in bfcl(folder, kind)[:count]]
     return found
 
 
@@ -82,7 +81,10 @@ def _call(text: str, tools: list[Tool]) -> str | None:
         name, arguments = tool_name(call["name"]), call["arguments"]
         [tool] = [tool for tool in tools if tool.name == name]
         properties = tool.parameters["properties"]
-        if arguments.keys() - properties.keys() or set(tool.parameters.get("required", ())) - arguments.keys():
+        if (
+            arguments.keys() - properties.keys()
+            or set(tool.parameters.get("required", ())) - arguments.keys()
+        ):
             return None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -1,10 +1,11 @@
 """Answers that a model writes: the best of several, if it passes the rules and the content explains it.
 
-A writer is any model with sessions: one on a server (RemoteModel) or the local 16-bit one. Candidates are sampled with
-different seeds; rules drop those of a wrong form or with inventions. A local model then scores what is left: the
-mean log-probability of the answer's tokens after the whole prompt, minus that after a prompt without the
-content. An answer that would be as likely about any text says nothing about this one. Best-of-n with filters is the
-report's recipe for synthetic data; the score and its threshold are our own choice.
+A writer is any model with sessions: one on a server (RemoteModel) or the local 16-bit one. Candidates are
+sampled with different seeds; rules drop those of a wrong form or with inventions. A local model then scores
+what is left: the mean log-probability of the answer's tokens after the whole prompt, minus that after a
+prompt without the content. An answer that would be as likely about any text says nothing about this one.
+Best-of-n with filters is the report's recipe for synthetic data; the score and its threshold are our own
+choice.
 """
 
 from __future__ import annotations
@@ -54,12 +55,12 @@ class Writer:
         async def one(request: Request, seed: int) -> str | None:
             instructions, prompt = task.entries(request)
             session = self.model.session(
-                instructions=instructions.text,  # type: ignore[union-attr]
+                instructions=instructions.text,
                 sampling=Sampling(temperature=self.temperature, seed=seed),
                 max_new_tokens=task.tokens(len(request.content) // 3),
             )
             try:
-                reply = await session.arespond(prompt.text, **task.form(request))  # type: ignore[union-attr]
+                reply = await session.arespond(prompt.text, **task.form(request))
                 return None if reply.finish_reason == "length" else str(task.parse(reply.text))
             except PomonaError:
                 return None  # too long for the context, or unusable: this candidate alone is lost
@@ -85,7 +86,9 @@ class Writer:
 def content_gain(model: Model, task: Task, request: Request, answer: str) -> float:
     """Nats per token by which the content makes the answer likelier."""
     blank = replace(request, content=_NOTHING)
-    return _mean_log_probability(model, task, request, answer) - _mean_log_probability(model, task, blank, answer)
+    return _mean_log_probability(model, task, request, answer) - _mean_log_probability(
+        model, task, blank, answer
+    )
 
 
 def _mean_log_probability(model: Model, task: Task, request: Request, answer: str) -> float:

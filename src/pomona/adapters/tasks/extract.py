@@ -80,8 +80,8 @@ TASK = Task(
     metrics=(field_metric("field_f1", _right), exact("exact", _right), mean("grounded", _grounded)),
     held_out=_held_out,
     held_out_note=(
-        "invented mails, cards and invitations of templates and names that no training row has, and the pages "
-        "of html_extruct that training leaves out"
+        "invented mails, cards and invitations of templates and names that no training row has, and the "
+        "pages of html_extruct that training leaves out"
     ),
     takes_schema=True,
     tokens=lambda content: 96 + content,

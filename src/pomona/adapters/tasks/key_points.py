@@ -35,8 +35,13 @@ TASK = Task(
     instructions="You list the points of a text, each in a few words, in the order of the text.",
     request="List the key points of this text as JSON.",
     metrics=(
-        mean("rouge_l", lambda value, ex: rouge_l(_joined(value), _joined(KeyPoints.model_validate_json(ex.answer)))),
-        mean("faithful", lambda value, ex: float(bool(value) and faithful(_joined(value), ex.request.content))),
+        mean(
+            "rouge_l",
+            lambda value, ex: rouge_l(_joined(value), _joined(KeyPoints.model_validate_json(ex.answer))),
+        ),
+        mean(
+            "faithful", lambda value, ex: float(bool(value) and faithful(_joined(value), ex.request.content))
+        ),
     ),
     held_out=_held_out,
     held_out_note="invented mails of scenes and names that no training row has",

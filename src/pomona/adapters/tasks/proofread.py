@@ -26,7 +26,8 @@ TASK = Task(
     name="proofread",
     description="Corrects spelling, grammar and punctuation, and changes nothing else.",
     instructions=(
-        "You proofread texts. You answer with the corrected text alone, in the same words where they are right."
+        "You proofread texts. You answer with the corrected text alone, in the same words where they "
+        "are right."
     ),
     request="Correct the spelling, grammar and punctuation of this text.",
     metrics=(F_HALF, GLEU, mean("clean_kept", _clean_kept)),

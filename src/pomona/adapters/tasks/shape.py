@@ -3,8 +3,8 @@
     {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, ...}
     -> {"name": "text", "age": "whole number"}
 
-It takes a fifth of the schema's tokens. The schema itself guides the answer, so nothing depends on the model's
-understanding every keyword. Descriptions follow the word; lists show one item.
+It takes a fifth of the schema's tokens. The schema itself guides the answer, so nothing depends on the
+model's understanding every keyword. Descriptions follow the word; lists show one item.
 """
 
 from __future__ import annotations

@@ -54,8 +54,8 @@ TASK = Task(
     metrics=(ROUGE_L, FAITHFUL, mean("fits_style", _fits), mean("resists_injection", _resists)),
     held_out=_held_out,
     held_out_note=(
-        "invented mails, threads and notifications of scenes and names that no training row has, a quarter of "
-        "them with an injected order of a held-out wording; and stretches of QMSum's test meetings"
+        "invented mails, threads and notifications of scenes and names that no training row has, a quarter "
+        "of them with an injected order of a held-out wording; and stretches of QMSum's test meetings"
     ),
     tokens=lambda content: 128,
 )

@@ -69,8 +69,8 @@ class Example:
 class Task:
     """One feature of a product. `styles` and `kinds`: name -> words of the request, the first is the default.
 
-    Of `output`, a Pydantic class: the answer is its JSON. Of `choices`: the answer is one of them. Otherwise it
-    is text. tokens: how many tokens an answer to a content of so many may have.
+    Of `output`, a Pydantic class: the answer is its JSON. Of `choices`: the answer is one of them. Otherwise
+    it is text. tokens: how many tokens an answer to a content of so many may have.
     """
 
     name: str
@@ -97,7 +97,14 @@ class Task:
     @property
     def template_hash(self) -> str:
         """Changes whenever an adapter would have to be trained again because the prompt is another."""
-        parts = [self.name, self.instructions, TEMPLATE, self.request, dict(self.styles), dict(self.kinds)]
+        parts: list[Any] = [
+            self.name,
+            self.instructions,
+            TEMPLATE,
+            self.request,
+            dict(self.styles),
+            dict(self.kinds),
+        ]
         parts.append(None if self.output is None else self.output.model_json_schema())
         return hashlib.sha256(json.dumps([*parts, self.choices], sort_keys=True).encode()).hexdigest()[:16]
 
@@ -195,7 +202,9 @@ class Task:
         return {} if self.output is None else {"schema": self.output}
 
     def parse(self, answer: str) -> Any:
-        """What an answer says: an instance of `output`, a JSON value, or text. PomonaError if it is neither."""
+        """What an answer says: an instance of `output`, a JSON value, or text. PomonaError if it is
+        neither.
+        """
         try:
             if self.output is not None:
                 return self.output.model_validate_json(answer)

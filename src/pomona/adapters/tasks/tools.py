@@ -16,7 +16,14 @@ from pomona.adapters.metrics import mean
 from pomona.adapters.tasks.task import Example, Task
 from pomona.runtime.tools import Tool
 
-_TYPES = {"dict": "object", "float": "number", "tuple": "array", "any": None, "int": "integer", "bool": "boolean"}
+_TYPES = {
+    "dict": "object",
+    "float": "number",
+    "tuple": "array",
+    "any": None,
+    "int": "integer",
+    "bool": "boolean",
+}
 _MARKS = re.compile(r"[ ,./\-_*^'\"]")
 _CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
 
@@ -73,9 +80,11 @@ def calls_of(answer: str) -> list[dict[str, Any]]:
             value = json.loads(text)
         except (ValueError, RecursionError):
             continue
-        for call in value if isinstance(value, list) else [value]:
-            if isinstance(call, dict) and isinstance(call.get("arguments"), dict):
-                found.append({"name": str(call.get("name")), "arguments": call["arguments"]})
+        found += [
+            {"name": str(call.get("name")), "arguments": call["arguments"]}
+            for call in (value if isinstance(value, list) else [value])
+            if isinstance(call, dict) and isinstance(call.get("arguments"), dict)
+        ]
     return found
 
 

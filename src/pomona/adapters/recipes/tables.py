@@ -1,0 +1,27 @@
+"""The recipes' words: text files of this package, one row a line, cells separated by |. Written for
+pomona.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+from pomona.errors import PomonaError
+
+
+@cache
+def table(name: str) -> tuple[tuple[str, ...], ...]:
+    """The rows of texts/NAME.txt; \\n in a cell is a line break."""
+    source = resources.files("pomona.adapters.recipes").joinpath("texts", f"{name}.txt")
+    try:
+        text = source.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise PomonaError(f"{source}: built-in text is missing; reinstall pomona") from error
+    lines = text.splitlines()
+    return tuple(tuple(cell.replace("\\n", "\n") for cell in line.split("|")) for line in lines if line)
+
+
+def part(rows: tuple[tuple[str, ...], ...], *, held_out: bool) -> list[tuple[str, ...]]:
+    """Every fourth row is held out, the others train."""
+    return [row for i, row in enumerate(rows) if (i % 4 == 3) == held_out]
