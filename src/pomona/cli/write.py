@@ -134,6 +134,8 @@ def _answer(feature: Feature, text: str, options: dict[str, Any], as_json: bool)
         sys.stdout.write(line + "\n")
     sys.stdout.flush()
     note(origin_line(result.origin))
+    if not getattr(result, "complete", True):
+        note("the answer was cut off: the model came to no end")
     if getattr(result, "kept", 0):
         note(
             f"{result.kept} of {result.parts} pieces were left as they were: the answers were no corrections"

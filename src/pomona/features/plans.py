@@ -114,11 +114,9 @@ def rewrite(
     desk = open_desk(task, text, model, adapter, consent)
     pieces = split(text, desk.tokens, desk.limit(REWRITE_TOKENS))
     done = yield Batch(desk, tuple(Request(piece.text, tone) for piece in pieces))
-    for answer in done:
-        if answer.finish_reason == "length" or not answer.value:
-            raise PomonaError("rewrite: the model's answer came to no end; try again with a shorter text")
     rewritten, edits = _with_edits(pieces, [answer.value for answer in done])
-    return Rewritten(rewritten, edits, desk.origin(done), len(pieces))
+    complete = all(answer.finish_reason == "stop" for answer in done)
+    return Rewritten(rewritten, edits, desk.origin(done), len(pieces), complete)
 
 
 def key_points(

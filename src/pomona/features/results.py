@@ -48,6 +48,7 @@ class Rewritten:
     edits: tuple[Edit, ...]
     origin: Origin
     parts: int = 1
+    complete: bool = True
 
 
 @dataclass(frozen=True)

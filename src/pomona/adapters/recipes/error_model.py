@@ -158,8 +158,8 @@ def _punctuation(tokens: list[str]) -> Sites:
             yield {i: ""}
         elif re.fullmatch(r"\w+['’]s", token) and token[0].isupper():
             yield {i: token.replace("'", "").replace("’", "")}
-        elif token.isspace() and 2 <= i < len(tokens) - 2 and tokens[i + 1] in ("that", "because"):
-            yield from [{i: ", "}] if tokens[i - 1].isalpha() else []
+        elif i >= 1 and token == " " and tokens[i - 1].isalpha() and tokens[i + 1] in ("that", "because"):
+            yield {i: ", "}
 
 
 def _case(tokens: list[str]) -> Sites:

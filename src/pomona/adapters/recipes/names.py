@@ -18,7 +18,7 @@ ROOMS = ("the main hall", "room 204", "the library", "the third-floor lounge", "
 
 @cache
 def kinds() -> dict[str, tuple[str, ...]]:
-    return {kind: values for kind, *values in table("names") for values in (tuple(values),)}
+    return {row[0]: row[1:] for row in table("names")}
 
 
 @cache

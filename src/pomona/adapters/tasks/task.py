@@ -36,7 +36,7 @@ _MARK = re.compile(r"<(?=\\*\s*/?\s*text)", re.IGNORECASE)
 _ESCAPED = re.compile(r"<\\(?=\\*\s*/?\s*text)", re.IGNORECASE)
 _FRAME = re.compile(r"<text>\n?(.*?)\n?</text>", re.DOTALL)
 _FRAMED = re.compile(r"(.*?)\n\n<text>\n(.*)\n</text>", re.DOTALL)
-_SHAPE = " as JSON of this form: "
+_SHAPE = " as JSON with these fields: "
 
 
 @dataclass(frozen=True)
