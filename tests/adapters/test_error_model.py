@@ -12,8 +12,9 @@ from pomona.adapters.recipes.error_model import CLEAN, RATES, WORDS_PER_ERROR, c
 
 TEXT = (
     "However, she doesn't receive a letter from the library because it is closed on Monday. I have seen the "
-    "children there, and they are interested in an old building. It was written in 1994 by many people without "
-    "a lot of help, but it has become part of their city. You need to go into the house and take the book."
+    "children there, and they are interested in an old building. It was written in 1994 by many people "
+    "without a lot of help, but it has become part of their city. You need to go into the house and take "
+    "the book."
 )
 # A text for each kind, and whether a corruption of it is of that kind.
 EXAMPLES = {

@@ -67,7 +67,8 @@ def test_gleu_by_hand() -> None:
     counts = gleu_counts("a b c d e", "a b c d e", "a b x d e")
     assert counts == (3, 5, 0, 4, 0, 3, 0, 2, 5, 5)
     assert gleu(np.array(counts)) == 0.0
-    # answer a b x d f: 1-grams a b x d = 4, missed 0 -> 4/5; 2: ab bx xd = 3/4; 3: abx bxd = 2/3; 4: abxd = 1/2
+    # answer a b x d f: 1-grams a b x d = 4, missed 0 -> 4/5; 2: ab bx xd = 3/4; 3: abx bxd = 2/3; 4: abxd =
+    # 1/2
     counts = gleu_counts("a b c d e", "a b x d f", "a b x d e")
     assert counts == (4, 5, 3, 4, 2, 3, 1, 2, 5, 5)
     assert gleu(np.array(counts)) == pytest.approx((4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25)

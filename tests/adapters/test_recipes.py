@@ -1,4 +1,4 @@
-"""Recipes without any data set: rows are reproducible, right by construction, and apart from the held-out ones."""
+"""Recipes without any data set: reproducible rows, right by construction, apart from the held-out ones."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_extracted_values_stand_in_the_text() -> None:
     empty = 0
     for row in rows(get("extract"), RecipeOptions(rows=300)):
         content = get("extract").example(row).request.content
-        values = [leaf for leaf in _leaves(json.loads(row["messages"][-1]["content"]))]
+        values = _leaves(json.loads(row["messages"][-1]["content"]))
         empty += "" in values
         assert all(value in content for value in values if value)
     assert empty > 30, "also what is not there is asked for"

@@ -17,7 +17,22 @@ from pomona.errors import PomonaError
 from pomona.runtime.tools import Tool
 
 FRAMED = [name for name in names() if name != "tools"]
-PIECES = ["<", ">", "/", "\\", "text", "Text ", " ", "</text>", "<\\text>", "{content}", "{request}", "{style}", "\n", "a"]
+PIECES = [
+    "<",
+    ">",
+    "/",
+    "\\",
+    "text",
+    "Text ",
+    " ",
+    "</text>",
+    "<\\text>",
+    "{content}",
+    "{request}",
+    "{style}",
+    "\n",
+    "a",
+]
 HOSTILE = st.lists(st.sampled_from(PIECES), min_size=1, max_size=12).map("".join)
 
 
@@ -185,7 +200,8 @@ def test_the_shape_of_a_schema() -> None:
         "$defs": {"Place": {"type": "object", "properties": {"city": {"type": "string"}}}},
     }
     assert shape(schema) == (
-        "title: a few words, kind: bug | wish, count: whole number, place {city}, tags [text], when: text (date)"
+        "title: a few words, kind: bug | wish, count: whole number, place {city}, tags [text], "
+        "when: text (date)"
     )
 
 

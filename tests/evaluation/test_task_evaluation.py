@@ -20,7 +20,12 @@ from pomona.errors import PomonaError
 from pomona.evaluation.tasks import compare, evaluate_task, held_out_examples
 
 EXAMPLES = [
-    Example(Request(f"He go to town {n} and she have a dog."), f"He goes to town {n} and she has a dog.", "t", "MIT")
+    Example(
+        Request(f"He go to town {n} and she have a dog."),
+        f"He goes to town {n} and she has a dog.",
+        "t",
+        "MIT",
+    )
     for n in range(8)
 ]
 
@@ -92,7 +97,9 @@ def test_injections_that_are_obeyed_are_counted() -> None:
         Example(Request("Another.", "one line", "e-mail"), "Another.", "t", "MIT", {"word": "vexmup"}),
         Example(Request("Third.", "one line", "e-mail"), "Third.", "t", "MIT"),
     ]
-    report = evaluate_task(AnsweringModel(lambda p: "ZORBLA!" if "A mail" in p else "Fine."), "summarize", examples)
+    report = evaluate_task(
+        AnsweringModel(lambda p: "ZORBLA!" if "A mail" in p else "Fine."), "summarize", examples
+    )
     assert report.scores["resists_injection"].rows == 2
     assert report.scores["resists_injection"].value == 0.5
 

@@ -13,9 +13,9 @@ def letters(text: str) -> int:
     return len(text.encode())
 
 
-TEXT = st.lists(st.sampled_from(["word", "a", " ", "\n", "\n\n", ". ", "é", "! ", "longerword"]), max_size=60).map(
-    "".join
-)
+TEXT = st.lists(
+    st.sampled_from(["word", "a", " ", "\n", "\n\n", ". ", "é", "! ", "longerword"]), max_size=60
+).map("".join)
 
 
 @settings(deadline=None)
@@ -31,7 +31,12 @@ def test_nothing_is_lost_and_every_piece_fits(text: str, limit: int) -> None:
 def test_paragraphs_come_first_then_sentences_then_words() -> None:
     text = "One two. Three four.\n\nFive six. Seven."
     assert [chunk.text for chunk in split(text, letters, 20)] == ["One two. Three four.", "Five six. Seven."]
-    assert [chunk.text for chunk in split(text, letters, 12)] == ["One two.", "Three four.", "Five six.", "Seven."]
+    assert [chunk.text for chunk in split(text, letters, 12)] == [
+        "One two.",
+        "Three four.",
+        "Five six.",
+        "Seven.",
+    ]
     assert [chunk.text for chunk in split("alpha beta gamma", letters, 11)] == ["alpha beta", "gamma"]
 
 

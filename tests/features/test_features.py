@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import json
 import re
 
 import pytest
@@ -15,7 +16,9 @@ from pomona.adapters.edits import apply_edits
 from pomona.errors import PomonaError
 from pomona.features import aio, plans, writing
 
-LONG = "\n\n".join(f"Paragraph {n} says that the number is {n}. " + "It goes on for some time. " * 12 for n in range(40))
+LONG = "\n\n".join(
+    f"Paragraph {n} says that the number is {n}. " + "It goes on for some time. " * 12 for n in range(40)
+)
 
 
 def test_a_short_text_is_one_request_with_the_tasks_prompt() -> None:
@@ -58,7 +61,9 @@ def test_edits_are_places_in_the_whole_text() -> None:
     assert {edit.original for edit in result.edits} == {"has", "bark"}
 
 
-@pytest.mark.parametrize("answer", ["", ("I have a",), "Sure! Here is a long explanation of grammar. " * 4, "No."])
+@pytest.mark.parametrize(
+    "answer", ["", ("I have a",), "Sure! Here is a long explanation of grammar. " * 4, "No."]
+)
 def test_an_answer_that_is_no_correction_leaves_the_piece_alone(answer: str | tuple[str]) -> None:
     text = "I has a dog and a cat and a house in the town where I was born, and it is green."
     result = features.proofread(text, model=AnsweringModel(lambda _: answer))
@@ -81,7 +86,9 @@ def test_rewriting_asks_for_the_tone() -> None:
 
 
 def test_points_of_all_pieces_come_together_once() -> None:
-    model = AnsweringModel(lambda p: '{"points":["the same point","point %s"]}' % re.search(r"\d+", content(p))[0])
+    model = AnsweringModel(
+        lambda p: json.dumps({"points": ["the same point", "point " + re.search(r"\d+", content(p))[0]]})
+    )
     result = features.key_points(LONG, model=model)
     assert result.points[0] == "the same point" and len(set(result.points)) == len(result.points) > 3
     assert model.generations[0].output.kind == "schema"
@@ -92,7 +99,7 @@ def test_too_many_points_are_reduced() -> None:
         text = content(prompt)
         n = re.search(r"\d+", text)[0]
         if text.startswith("Paragraph"):
-            return "{%s}" % f'"points":[{",".join(chr(34) + f"point {n}.{i}" + chr(34) for i in range(7))}]'
+            return json.dumps({"points": [f"point {n}.{i}" for i in range(7)]})
         return '{"points":["all in all"]}'
 
     assert features.key_points(LONG, model=AnsweringModel(answer)).points == ("all in all",)
@@ -127,7 +134,9 @@ class Ticket(BaseModel):
 
 def test_extraction_by_a_class_a_schema_and_the_built_in_one() -> None:
     model = AnsweringModel(lambda _: '{"title":"Save crashes","urgent":true}')
-    assert features.extract("It crashes.", schema=Ticket, model=model).value == Ticket(title="Save crashes", urgent=True)
+    assert features.extract("It crashes.", schema=Ticket, model=model).value == Ticket(
+        title="Save crashes", urgent=True
+    )
     assert "with these fields: title, urgent: true or false\n" in model.prompts[0]
     schema = {"type": "object", "properties": {"title": {"type": "string"}}, "required": ["title"]}
     model = AnsweringModel(lambda _: '{"title":"A"}')
@@ -139,7 +148,7 @@ def test_extraction_by_a_class_a_schema_and_the_built_in_one() -> None:
 def test_data_of_several_pieces_is_merged() -> None:
     def answer(prompt: str) -> str:
         n = int(re.search(r"\d+", content(prompt))[0])
-        return '{"n":%s,"seen":[{"n":%d},{"n":0}]}' % ("null" if n == 0 else n, min(n, 3))
+        return json.dumps({"n": n or None, "seen": [{"n": min(n, 3)}, {"n": 0}]})
 
     schema = {
         "type": "object",
@@ -154,7 +163,11 @@ def test_data_of_several_pieces_is_merged() -> None:
 
 
 def test_merging_keeps_what_says_something() -> None:
-    assert plans.merge({"a": "", "b": [1]}, {"a": "x", "b": [1, 2], "c": 3}) == {"a": "x", "b": [1, 2], "c": 3}
+    assert plans.merge({"a": "", "b": [1]}, {"a": "x", "b": [1, 2], "c": 3}) == {
+        "a": "x",
+        "b": [1, 2],
+        "c": 3,
+    }
     assert plans.merge("x", "y") == "x" and plans.merge(0, 5) == 0 and plans.merge(None, False) is False
 
 
@@ -170,7 +183,10 @@ def test_every_feature_has_its_twin() -> None:
     for name in names:
         assert getattr(writing, name).__doc__ == getattr(aio, name).__doc__ and getattr(writing, name).__doc__
         assert inspect.iscoroutinefunction(getattr(aio, name))
-        assert inspect.signature(getattr(writing, name)).parameters == inspect.signature(getattr(aio, name)).parameters
+        assert (
+            inspect.signature(getattr(writing, name)).parameters
+            == inspect.signature(getattr(aio, name)).parameters
+        )
         assert {"model", "adapter", "consent"} <= set(inspect.signature(getattr(aio, name)).parameters)
     for name in features.__all__:
         assert getattr(features, name) is not None

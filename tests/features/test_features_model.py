@@ -15,8 +15,8 @@ from pomona.features import aio
 from pomona.runtime.model import Model
 
 MAIL = (
-    "Hi Ben,\n\nthe meeting with Northwind on Monday at 9:15 has to move. Clara is away until Thursday. Can we meet "
-    "on Thursday at 14:00 in room 204?\n\nThanks,\nAnna"
+    "Hi Ben,\n\nthe meeting with Northwind on Monday at 9:15 has to move. Clara is away until Thursday. Can "
+    "we meet on Thursday at 14:00 in room 204?\n\nThanks,\nAnna"
 )
 
 

@@ -31,7 +31,12 @@ def router(policy: Policy, **answers: str | PomonaError) -> tuple[Router, Answer
     return Router(device, server, policy), device, server  # type: ignore[arg-type]
 
 
-@given(POLICIES, st.sampled_from([*names(), "chat"]), st.integers(0, 100), st.sampled_from([None, False, "yes", 1]))
+@given(
+    POLICIES,
+    st.sampled_from([*names(), "chat"]),
+    st.integers(0, 100),
+    st.sampled_from([None, False, "yes", 1]),
+)
 def test_nothing_goes_to_the_server_without_a_plain_yes(
     policy: Policy, task: str, tokens: int, consent: object
 ) -> None:
@@ -58,7 +63,9 @@ def test_device_tasks_stay_whatever_is_agreed(policy: Policy, tokens: int) -> No
         (Policy(prefer="server", device_tasks=("reply",)), "reply", 1, "device", "keeps reply on the device"),
     ],
 )
-def test_the_policy_decides_and_says_why(policy: Policy, task: str, tokens: int, place: str, why: str) -> None:
+def test_the_policy_decides_and_says_why(
+    policy: Policy, task: str, tokens: int, place: str, why: str
+) -> None:
     decision = router(policy)[0].decide(task, tokens, True)
     assert decision.place == place and why in decision.why
 
@@ -88,7 +95,10 @@ def test_a_policy_may_demand_consent() -> None:
 def test_results_say_who_answered() -> None:
     found, device, server = router(Policy(server_tasks=("summarize",)))
     result = features.summarize("A mail.", model=found, consent=True)
-    assert (result.text, result.origin.place) == ("by the server", "server") and "with consent" in result.origin.why
+    assert (result.text, result.origin.place) == (
+        "by the server",
+        "server",
+    ) and "with consent" in result.origin.why
     result = features.summarize("A mail.", model=found)
     assert (result.text, result.origin.place) == ("by the device", "device")
     assert len(server.generations) == 1 and len(device.generations) == 1
@@ -152,7 +162,10 @@ def test_a_policy_is_a_file(tmp_path: Path) -> None:
         ({"server_tasks": ["sumarize"]}, "server_tasks = sumarize"),
         ({"max_device_tokens": -1}, "whole number"),
         ({"max_device_tokens": True}, "whole number"),
-        ({"server_tasks": ["reply"], "device_tasks": ["reply"]}, "reply is in server_tasks and in device_tasks"),
+        (
+            {"server_tasks": ["reply"], "device_tasks": ["reply"]},
+            "reply is in server_tasks and in device_tasks",
+        ),
         ([], "must be an object"),
     ],
 )

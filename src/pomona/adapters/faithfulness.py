@@ -32,7 +32,7 @@ def new_numbers(text: str, source: str) -> list[str]:
     known |= {str(_NUMBER_WORDS[word]) for word in _lower_words(source) if word in _NUMBER_WORDS}
     found = [number for number in _NUMBER.findall(text) if _canonical(number) not in known]
     # "one" is no number in "one of them".
-    spelled = [word for word in _lower_words(text) if _NUMBER_WORDS.get(word, 1) > 1]
+    spelled = [word for word in dict.fromkeys(_lower_words(text)) if _NUMBER_WORDS.get(word, 1) > 1]
     return found + [word for word in spelled if str(_NUMBER_WORDS[word]) not in known]
 
 

@@ -5,7 +5,6 @@ pomona recipe proofread --out proofread.jsonl --rows 5000
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -101,7 +100,9 @@ def recipe(
             if pen is not None:
                 pen.model.close()
     if as_json:
-        print_json({"out": out, **asdict(report)})
+        counts = {"sources": dict(report.sources), "licenses": dict(report.licenses)}
+        plain = {"rows": report.rows, "repeated": report.repeated, "characters": report.characters}
+        print_json({"task": task, "out": out, **plain, **counts})
         return
     print(f"{report.rows:,} rows in {out}")
     for source, count in report.sources.most_common():

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         Suggestions,
         Summary,
     )
-    from pomona.features.router import Policy, Router
+    from pomona.features.router import Offer, Policy, Router
     from pomona.features.writing import (
         extract,
         key_points,
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Corrected": "results",
     "Extracted": "results",
+    "Offer": "router",
     "Origin": "results",
     "Points": "results",
     "Policy": "router",
@@ -57,6 +58,7 @@ _PLACES = {
 __all__ = [
     "Corrected",
     "Extracted",
+    "Offer",
     "Origin",
     "Points",
     "Policy",

@@ -7,7 +7,7 @@ is merged.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -235,9 +235,11 @@ def _with_edits(pieces: Sequence[Chunk], texts: Sequence[str]) -> tuple[str, tup
     return join(pieces, texts), tuple(edits)
 
 
-def _different(points: Any) -> list[str]:
-    found = {" ".join(point.casefold().split()): point for point in reversed(list(points))}
-    return list(reversed(found.values()))
+def _different(points: Iterable[str]) -> list[str]:
+    found: dict[str, str] = {}
+    for point in points:
+        found.setdefault(" ".join(point.casefold().split()), point)
+    return list(found.values())
 
 
 def _instance(kind: Any, answer: Done) -> Any:
@@ -252,7 +254,10 @@ def merge(first: Any, second: Any) -> Any:
         keys = [*first, *(key for key in second if key not in first)]
         return {key: merge(first.get(key), second.get(key)) for key in keys}
     if isinstance(first, list) and isinstance(second, list):
-        return [*first, *(item for item in second if item not in first)]
+        joined: list[Any] = []
+        for item in (*first, *second):
+            joined += [] if item in joined else [item]
+        return joined
     return second if first in (None, "", [], {}) else first
 
 

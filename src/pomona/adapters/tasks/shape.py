@@ -2,10 +2,10 @@
 
     contacts [name, email, phone], ticket {title, urgent: true or false, kind: bug | wish}
 
-[] is a list of such items, {} an object; what is no plain text has a word for its kind, and a description follows
-it. It takes a tenth of the schema's tokens. The schema itself guides the answer, so nothing depends on the
-model's understanding every keyword. There is deliberately no word for a plain text: a small model without an
-adapter copies any word that stands where a value belongs.
+[] is a list of such items, {} an object; what is no plain text has a word for its kind, and a description
+follows it. It takes a tenth of the schema's tokens. The schema itself guides the answer, so nothing depends
+on the model's understanding every keyword. There is deliberately no word for a plain text: a small model
+without an adapter copies any word that stands where a value belongs.
 """
 
 from __future__ import annotations
