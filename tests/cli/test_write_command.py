@@ -85,10 +85,10 @@ def test_points_replies_priorities_and_data(pomona: Callable[..., Any], answers:
 
 
 def test_the_diff_shows_what_goes_and_what_comes() -> None:
-    text = "I has the the book."
-    shown = command.word_diff(text, text_edits(text, "I have the book."))
+    text = "I has the old old book."
+    shown = command.word_diff(text, text_edits(text, "I have the old book."))
     red, green, off = command.RED, command.GREEN, command.OFF
-    assert shown == f"I {red}has{off}{green}have{off} the {red}the {off}book."
+    assert shown == f"I {red}has{off}{green}have{off} the {red}old {off}old book."
 
 
 def test_colours_are_for_terminals(

@@ -22,7 +22,7 @@ MAIL = (
 
 @pytest.fixture(scope="module")
 def model(smollm2_4bit_dir: Path) -> Iterator[Model]:
-    with Model.load(str(smollm2_4bit_dir)) as loaded:
+    with Model.load(str(smollm2_4bit_dir), threads=1) as loaded:
         yield loaded
 
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from pomona.adapters.recipes import error_words as words
+from pomona.adapters.recipes.tables import table
 
 CLEAN = 0.15
 WORDS_PER_ERROR = 9
@@ -68,8 +69,8 @@ def _typo(word: str, rng: random.Random) -> str:
     for _ in range(20):
         at = rng.randrange(1, len(word))
         letter, kind = word[at], rng.randrange(4)
-        if kind == 0 and letter in words.KEYBOARD:
-            new = word[:at] + rng.choice(words.KEYBOARD[letter]) + word[at + 1 :]
+        if kind == 0 and letter in words.neighbours():
+            new = word[:at] + rng.choice(words.neighbours()[letter]) + word[at + 1 :]
         elif kind == 1:
             new = word[:at] + word[at + 1 :]
         elif kind == 2:
@@ -83,12 +84,12 @@ def _typo(word: str, rng: random.Random) -> str:
 
 def _misspelt(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
-        for wrong in words.MISSPELT.get(token.lower(), ()):
+        for wrong in words.misspelt().get(token.lower(), ()):
             yield {i: _cased(wrong, token)}
 
 
 def _homophones(tokens: list[str]) -> Sites:
-    groups = {word: group for group in words.HOMOPHONES for word in group}
+    groups = words.groups()
     for i, token in _words(tokens):
         lower = token.lower().replace("’", "'")
         for other in groups.get(lower, ()):
@@ -108,10 +109,9 @@ def _articles(tokens: list[str]) -> Sites:
             yield {i: "", i + 1: ""}
 
 
-def _pairs(pairs: tuple[tuple[str, ...], ...]) -> Callable[[list[str]], Sites]:
-    other = {a: b for pair in pairs for a, b in (pair, pair[::-1])}
-
+def _pairs(name: str) -> Callable[[list[str]], Sites]:
     def sites(tokens: list[str]) -> Sites:
+        other = words.pairs(name)
         for i, token in _words(tokens):
             lower = token.lower().replace("’", "'")
             if lower in other:
@@ -123,7 +123,7 @@ def _pairs(pairs: tuple[tuple[str, ...], ...]) -> Callable[[list[str]], Sites]:
 def _tense(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
         before = tokens[i - 2].lower() if i >= 2 else ""
-        for base, past, participle in words.IRREGULAR:
+        for base, past, participle in table("irregular"):
             if (
                 token == base and before in ("to", "will", "would", "can", "could", "should", "must", "did")
             ) or (token == participle != past and before in ("have", "has", "had", "been", "be")):
@@ -133,7 +133,7 @@ def _tense(tokens: list[str]) -> Sites:
 def _prepositions(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
         before = tokens[i - 2].lower() if i >= 2 else ""
-        for left, right, wrong in words.PREPOSITIONS:
+        for left, right, *wrong in table("prepositions"):
             if token == right and before == left:
                 for other in wrong:
                     yield {i: other}
@@ -145,7 +145,7 @@ def _prepositions(tokens: list[str]) -> Sites:
 def _punctuation(tokens: list[str]) -> Sites:
     for i, token in enumerate(tokens):
         lower = token.lower().replace("’", "'")
-        if lower in words.CONTRACTIONS:
+        if lower in words.listed("contractions"):
             yield {i: token.replace("'", "").replace("’", "")}
         elif token == "," and i + 2 < len(tokens):
             if tokens[i + 2] in ("but", "so", "which") or tokens[i - 1] in (
@@ -171,21 +171,21 @@ def _case(tokens: list[str]) -> Sites:
 
 def _doubled(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
-        if token in words.DOUBLED:
+        if token in words.listed("doubled"):
             yield {i: f"{token} {token}"}
 
 
 def _missing(tokens: list[str]) -> Sites:
     for i, token in _words(tokens):
-        if token in words.DROPPABLE and 2 <= i < len(tokens) - 2 and tokens[i + 1].isspace():
+        if token in words.listed("droppable") and 2 <= i < len(tokens) - 2 and tokens[i + 1].isspace():
             yield {i: "", i + 1: ""}
 
 
 def _split(tokens: list[str]) -> Sites:
-    cuts = {word: cut for word in words.COMPOUNDS for cut in (_cut(word),)}
+    compounds = words.listed("compounds")
     for i, token in _words(tokens):
-        if token.lower() in cuts:
-            cut = cuts[token.lower()]
+        if token.lower() in compounds:
+            cut = _cut(token.lower())
             yield {i: f"{token[:cut]} {token[cut:]}"}
 
 
@@ -198,7 +198,7 @@ def _cut(word: str) -> int:
 
 
 def _joined(tokens: list[str]) -> Sites:
-    pairs = {tuple(pair.split()): new for pair, new in words.JOINED}
+    pairs = {tuple(pair.split()): new for pair, new in table("joined")}
     for i, token in _words(tokens):
         if i + 2 < len(tokens) and (token, tokens[i + 2]) in pairs:
             yield {i: pairs[token, tokens[i + 2]], i + 1: "", i + 2: ""}
@@ -251,10 +251,10 @@ RATES: dict[str, tuple[float, Callable[[list[str]], Sites]]] = {
     "misspelt": (0.12, _misspelt),
     "homophone": (0.11, _homophones),
     "article": (0.11, _articles),
-    "agreement": (0.12, _pairs(words.AGREEMENT)),
+    "agreement": (0.12, _pairs("agreement")),
     "tense": (0.04, _tense),
     "preposition": (0.06, _prepositions),
-    "quantity": (0.02, _pairs(words.CONFUSED_QUANTITIES)),
+    "quantity": (0.02, _pairs("quantities")),
     "punctuation": (0.08, _punctuation),
     "case": (0.05, _case),
     "doubled": (0.03, _doubled),

@@ -9,13 +9,14 @@ Slots: {a} who writes, {b} who reads, {x} somebody else (three different people)
 
 from __future__ import annotations
 
+import json
 import random
 from dataclasses import dataclass
+from functools import cache
 
 from pomona.adapters.recipes.names import DAYS, ROOMS, World
-from pomona.adapters.recipes.scene_texts import SCENES, Scene
+from pomona.adapters.recipes.tables import part, text_of
 
-HELD_OUT_SHARE = 4
 _GREETINGS = ("Hi {b},", "Hello {b},", "Dear {b},", "{b},", "Hey {b},", "Good morning {b},")
 _CLOSINGS = ("Best,\n{a}", "Thanks,\n{a}", "Kind regards,\n{a}", "{a}", "Cheers,\n{a}", "All the best,\n{a}")
 _SMALL_TALK = (
@@ -26,6 +27,28 @@ _SMALL_TALK = (
     "I hope you had a nice weekend.",
     "Thanks for your last message.",
 )
+
+
+@dataclass(frozen=True)
+class Scene:
+    name: str
+    subject: str
+    bodies: tuple[str, ...]  # wordings of the mail, without greeting and closing
+    one_line: str
+    sentences: tuple[str, ...]
+    points: tuple[str, ...]
+    questions: tuple[str, ...]
+    replies: tuple[str, ...]
+
+
+@cache
+def scenes() -> tuple[Scene, ...]:
+    """The scenes of texts/scenes.jsonl."""
+    rows = [json.loads(line) for line in text_of("scenes.jsonl").splitlines()]
+    return tuple(
+        Scene(**{key: tuple(item) if isinstance(item, list) else item for key, item in row.items()})
+        for row in rows
+    )
 
 
 @dataclass(frozen=True)
@@ -48,8 +71,7 @@ class Mail:
 def mail(world: World) -> Mail:
     """A mail from a scene and names of the world's part."""
     rng = world.rng
-    scenes = [s for i, s in enumerate(SCENES) if (i % HELD_OUT_SHARE == HELD_OUT_SHARE - 1) == world.held_out]
-    scene = rng.choice(scenes)
+    scene = rng.choice(part(scenes(), held_out=world.held_out))
     slots = _slots(world)
     return _filled(scene, slots, rng)
 
