@@ -20,6 +20,7 @@ PUBLIC = [
     "Tool",
     "Transcript",
     "__version__",
+    "features",
     "load",
 ]
 HEAVY = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "lm_eval", "scipy", "pandas"}
@@ -77,6 +78,11 @@ def test_importing_loads_nothing_heavy() -> None:
         "pomona.adapters.rebase",
         "pomona.models.zoo",
         "pomona.evaluation.perplexity",
+        "pomona.evaluation.tasks",
+        "pomona.features.writing",
+        "pomona.adapters.recipes.rows",
+        "pomona.cli.write",
+        "pomona.cli.recipe",
         "pomona.models.store",
         "pomona.models.import_gguf",
         "pomona.models.export",

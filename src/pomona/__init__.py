@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
+    from pomona import features
     from pomona.runtime.backend import LanguageModel
     from pomona.runtime.model import Model
     from pomona.runtime.remote import RemoteModel
@@ -37,6 +38,7 @@ __all__ = [
     "Tool",
     "Transcript",
     "__version__",
+    "features",
     "load",
 ]
 
@@ -60,6 +62,8 @@ def load(name: str, **options: Any) -> Model:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "features":
+        return import_module("pomona.features")
     if name not in _PLACES:
         raise AttributeError(f"module 'pomona' has no attribute {name!r}")
     return getattr(import_module(f"pomona.runtime.{_PLACES[name]}"), name)
