@@ -69,16 +69,16 @@ def test_there_is_about_one_error_in_so_many_words() -> None:
     from pomona.adapters.edits import word_edits
 
     source = words(TEXT)
-    counts = [len(word_edits(words(corrupt(TEXT, random.Random(s), clean=0.0)), source)) for s in range(100)]
+    counts = [len(word_edits(words(corrupt(TEXT, random.Random(s), clean=0.0)), source)) for s in range(30)]
     expected = sum(token[0].isalpha() for token in source) / WORDS_PER_ERROR
-    assert sum(counts) / 100 == pytest.approx(expected, rel=0.25)
+    assert sum(counts) / 30 == pytest.approx(expected, rel=0.3)
 
 
 def test_the_mistakes_are_of_many_kinds() -> None:
     from pomona.adapters.edits import text_edits
 
     seen: Counter[str] = Counter()
-    for seed in range(300):
+    for seed in range(60):
         for edit in text_edits(TEXT, corrupt(TEXT, random.Random(seed))):
             seen[edit.original] += 1
     assert {"there", "their", "doesn't", "receive", "in", "Monday", "an"} <= set(seen)

@@ -88,7 +88,7 @@ def test_the_diff_shows_what_goes_and_what_comes() -> None:
     text = "I has the old old book."
     shown = command.word_diff(text, text_edits(text, "I have the old book."))
     red, green, off = command.RED, command.GREEN, command.OFF
-    assert shown == f"I {red}has{off}{green}have{off} the {red}old {off}old book."
+    assert shown == f"I {red}has{off}{green}have{off} the{red} old{off} old book."
 
 
 def test_colours_are_for_terminals(

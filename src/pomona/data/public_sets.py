@@ -103,15 +103,19 @@ def bfcl(folder: Path, kind: str = "simple_python") -> list[FunctionCase]:
     """Single-turn cases of the Berkeley function-calling leaderboard, version 4."""
     path = folder / "bfcl" / f"BFCL_v4_{kind}.json"
     answers_path = folder / "bfcl" / "possible_answer" / path.name
-    answers = {row.get("id"): row for row in _rows(answers_path, read(answers_path))}
+    answers = {str(row.get("id")): row for row in _rows(answers_path, read(answers_path))}
     cases = []
     for row in _rows(path, read(path)):
         try:
             [turn] = row["question"]
             question = [message["content"] for message in turn if message["role"] == "user"][-1]
-            right = answers[row["id"]]["ground_truth"]
-            cases.append(FunctionCase(row["id"], question, tuple(row["function"]), tuple(right)))
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            right, functions = answers[str(row["id"])]["ground_truth"], row["function"]
+            if not isinstance(question, str) or not all(isinstance(one["name"], str) for one in functions):
+                raise ValueError("question")
+            if not all(len(one) == 1 and isinstance(next(iter(one.values())), dict) for one in right):
+                raise ValueError("ground_truth")
+            cases.append(FunctionCase(str(row["id"]), question, tuple(functions), tuple(right)))
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise PomonaError(f"{path}: a case has another form ({error!r}); get the file again") from error
     return cases
 
@@ -132,6 +136,8 @@ def glaive(folder: Path) -> list[ToolDialogue]:
         found = []
         for row in json.loads(read(path)):
             functions = json.loads(row["tools"]) if row["tools"] else []
+            if not all(isinstance(function, dict) for function in functions):
+                raise ValueError("tools")
             turns = tuple((str(turn["from"]), str(turn["value"])) for turn in row["conversations"])
             found.append(ToolDialogue(tuple(functions), turns))
         return found

@@ -211,7 +211,7 @@ def extract(
     return Extracted(_validated(output, merged), desk.origin(done), len(pieces))
 
 
-# --- helpers
+# --- parts of plans
 
 
 def _is_correction(piece: str, answer: Done) -> bool:

@@ -1,7 +1,10 @@
-"""Words for the error model (error_model.py): closed lists, written by hand, of mistakes that are always mistakes or
-nearly so. They lie in texts/: homophones, misspelt (right|wrong|...), agreement (pairs of verb forms), irregular
+"""Words for the error model (error_model.py): closed lists, written by hand, of mistakes that are always
+mistakes or nearly so.
+
+They lie in texts/: homophones, misspelt (right|wrong|...), agreement (pairs of verb forms), irregular
 (base|past|participle), prepositions (word before|right|wrong|...), joined (apart|together), keyboard (key|its
-neighbours), errors (a list's name|words)."""
+neighbours), errors (a list's name|words).
+"""
 
 from __future__ import annotations
 
@@ -35,4 +38,4 @@ def misspelt() -> dict[str, tuple[str, ...]]:
 
 @cache
 def neighbours() -> dict[str, str]:
-    return {key: others for key, others in table("keyboard")}
+    return {row[0]: row[1] for row in table("keyboard")}

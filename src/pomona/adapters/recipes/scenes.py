@@ -13,6 +13,7 @@ import json
 import random
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from pomona.adapters.recipes.names import DAYS, ROOMS, World
 from pomona.adapters.recipes.tables import part, text_of
@@ -44,11 +45,12 @@ class Scene:
 @cache
 def scenes() -> tuple[Scene, ...]:
     """The scenes of texts/scenes.jsonl."""
-    rows = [json.loads(line) for line in text_of("scenes.jsonl").splitlines()]
-    return tuple(
-        Scene(**{key: tuple(item) if isinstance(item, list) else item for key, item in row.items()})
-        for row in rows
-    )
+    rows: list[dict[str, Any]] = [json.loads(line) for line in text_of("scenes.jsonl").splitlines()]
+    return tuple(Scene(**{key: _frozen(item) for key, item in row.items()}) for row in rows)
+
+
+def _frozen(item: Any) -> Any:
+    return tuple(item) if isinstance(item, list) else item
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from typing import TypeVar
 
 from pomona.errors import PomonaError
 
-
 T = TypeVar("T")
 
 
