@@ -267,14 +267,24 @@ def test_it_starts_as_the_recovery_adapter_of_the_same_rank(run: Callable[..., A
         assert 0 < close(last, first) < 0.3, name
 
 
-def test_another_rank_starts_from_the_base_alone_and_says_so(run: Callable[..., Any], base: Path) -> None:
-    report_without = run(name="one", options=replace(OPTIONS, epochs=1))
-    recovery(base, rank=8)
+def test_a_lower_rank_starts_as_the_best_part_of_the_recovery_adapter(
+    run: Callable[..., Any], base: Path
+) -> None:
+    recovery(base, rank=8, alpha=16.0)
     plans: list[Plan] = []
-    report = run(name="two", on_plan=plans.append, options=replace(OPTIONS, epochs=1))
-    assert plans[0].start == "zero" and "has rank 8" in plans[0].start_note
-    assert "--rank 8" in plans[0].start_note
-    assert report.start_loss == report_without.start_loss
+    whole = run(name="whole", options=replace(OPTIONS, rank=8, epochs=1))
+    part = run(name="part", on_plan=plans.append, options=replace(OPTIONS, epochs=1))
+    alone = run(name="alone", options=replace(OPTIONS, rank=1, epochs=1))
+    assert plans[0].start == "recovery" and "the best 4 are kept" in plans[0].start_note
+    assert plans[0].loop.scale == 2.0
+    assert abs(part.start_loss - whole.start_loss) < abs(alone.start_loss - whole.start_loss)
+
+
+def test_a_higher_rank_starts_as_the_recovery_adapter_too(run: Callable[..., Any], base: Path) -> None:
+    recovery(base, rank=2, alpha=4.0)
+    same = run(name="same", options=replace(OPTIONS, rank=2, epochs=1))
+    more = run(name="more", options=replace(OPTIONS, rank=4, epochs=1))
+    assert more.start_loss == pytest.approx(same.start_loss, rel=1e-3)
 
 
 # --- runs that stop and go on

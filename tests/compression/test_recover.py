@@ -193,6 +193,20 @@ def test_a_start_without_residuals_is_the_base_itself(run: Callable[..., Any]) -
     assert report.kl < report.start_kl
 
 
+def test_training_goes_on_from_the_adapter_that_is_there(run: Callable[..., Any], base: Path) -> None:
+    first = run()
+    again = run(train=replace(TRAIN, start="present", lr=1e-4), overwrite=True)
+    assert again.start_kl == first.start_kl  # of the base alone
+    assert again.curve[1].held_out_kl == pytest.approx(first.kl, rel=2e-2)  # the file holds bfloat16
+    assert again.kl <= again.curve[1].held_out_kl
+    assert again.directory == base / "adapters" / "recovery"
+
+
+def test_without_an_adapter_there_is_nothing_to_go_on_from(run: Callable[..., Any]) -> None:
+    with pytest.raises(PomonaError, match="no such adapter directory"):
+        run(train=replace(TRAIN, start="present"))
+
+
 def test_a_time_budget_ends_the_run(run: Callable[..., Any]) -> None:
     report = run(train=replace(TRAIN, passes=1000, minutes=0.02))
     assert report.stopped == "time" and report.seconds < 30

@@ -19,6 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pomona.adapters.data import DataReport, Row, read_rows, shared_instructions
 from pomona.adapters.options import PASS_TOKENS, AdaptOptions, AdaptPoint
 from pomona.adapters.packing import Example, Split, encode_rows, split
@@ -29,10 +31,10 @@ from pomona.models.config import ModelConfig
 from pomona.models.locking import locked_folder
 from pomona.models.model_directory import Progress
 from pomona.models.palettized import describe
-from pomona.models.safetensors_file import float32_from_bf16
 from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.adapter_file import CONFIG_FILE as ADAPTER_CONFIG_FILE
 from pomona.runtime.adapter_file import read_adapter
+from pomona.runtime.adapter_pairs import pairs_of, with_rank
 from pomona.runtime.adapter_writer import Pair, write_adapter
 from pomona.runtime.model import ADAPTERS_FOLDER, BASE, RECOVERY
 
@@ -128,7 +130,7 @@ def adapt(
         raise PomonaError(f"{target}: is there already; ask to overwrite it, or choose another --name")
     config = ModelConfig.from_directory(base)
     mark = describe(base).fingerprint
-    start = _start(base, config, mark, options.rank)
+    start = _start(base, config, mark, options.rank, options.seed)
     window = options.window_for(config.max_position_embeddings)
     rows, report = read_rows(data)
     encoded = encode_rows(rows, Tokenizer.from_directory(base), window, progress=progress)
@@ -212,37 +214,23 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _start(base: Path, config: ModelConfig, mark: str, rank: int) -> Start:
+def _start(base: Path, config: ModelConfig, mark: str, rank: int, seed: int) -> Start:
     """The recovery adapter's values where they fit; the reason where they do not."""
     directory = base / ADAPTERS_FOLDER / RECOVERY
     if not (directory / ADAPTER_CONFIG_FILE).is_file():
         return Start("zero", "the base has no recovery adapter")
     file = read_adapter(directory, config, mark)
-    if file.rank != rank:
-        return Start(
-            "zero",
-            f"the recovery adapter has rank {file.rank}: the new one stands on the base alone; "
-            f"--rank {file.rank} would start from it",
-        )
     if set(file.scales) != set(config.linear_shapes()):
         return Start(
             "zero", "the recovery adapter leaves projections out: the new one stands on the base alone"
         )
-    pairs = {
-        module: (
-            _float32(*file.tensors[f"{module}.lora_A.weight"]),
-            _float32(*file.tensors[f"{module}.lora_B.weight"]),
-        )
-        for module in file.scales
-    }
+    rng = np.random.default_rng(seed)
+    pairs = {module: with_rank(pair, rank, rng) for module, pair in pairs_of(file).items()}
     alpha = next(iter(file.scales.values())) * rank
-    return Start(RECOVERY, "starts as the base's recovery adapter", pairs, alpha)
-
-
-def _float32(dtype: str, array: Any) -> Any:
-    import numpy as np
-
-    return np.array(float32_from_bf16(array) if dtype == "BF16" else array, np.float32)
+    note = "starts as the base's recovery adapter"
+    if file.rank > rank:
+        note += f", of whose rank {file.rank} the best {rank} are kept"
+    return Start(RECOVERY, note, pairs, alpha)
 
 
 def _trainer(base: Path, parts: Split, plan: Plan, start: Start, folder: Path) -> TaskTrainer:

@@ -92,7 +92,8 @@ def recover(
         Start,
         typer.Option(
             "--start",
-            help="First values of the adapter: the best answer to what compression changed, or none.",
+            help="First values of the adapter: the best answer to what compression changed, those of the "
+            "recovery adapter that is there, or none.",
         ),
     ] = "residual",
     lr: Annotated[float, typer.Option("--lr", help="Highest learning rate.")] = 1e-3,

@@ -40,9 +40,12 @@ from pomona.models.model_directory import (
 )
 from pomona.models.palettized import describe, fingerprint, read_quantization_config
 from pomona.models.safetensors_file import Checkpoint, SafetensorsWriter, TensorSpec
+from pomona.runtime.adapter_file import read_adapter
+from pomona.runtime.adapter_pairs import pairs_of, with_rank
 from pomona.runtime.adapter_writer import write_adapter
 
 if TYPE_CHECKING:
+    from pomona.compression.training.network import Network
     from pomona.compression.training.trainer import OnPoint, Trainer
 
 RANKS = (8, 16, 32)  # of the report
@@ -223,7 +226,23 @@ def _trainer(
         count = max(TOKENS // text.train.shape[1], 1)
         ids = torch.from_numpy(text.train[:: max(len(text.train) // count, 1)][:count].astype(np.int64))
         start = partial(residual_start, network, student, ids)
+    elif train.start == "present":
+        start = partial(_take_present, base, student)
     return Trainer(student, task, train, folder, palettes, start)
+
+
+def _take_present(base: Path, student: Network) -> None:
+    """Begins where the base's recovery adapter stands; in another rank if need be."""
+    import torch
+
+    file = read_adapter(base / ADAPTER, student.config, describe(base).fingerprint)
+    pairs, rng = pairs_of(file), np.random.default_rng(0)
+    for group in student.projections():
+        for name, low in group.adapters.items():
+            if name in pairs:
+                a_RK, b_NR = with_rank(pairs[name], len(low.a_RK), rng)
+                low.a_RK.copy_(torch.from_numpy(a_RK))
+                low.b_NR.copy_(torch.from_numpy(b_NR).mul_(file.scales[name] / low.scale))
 
 
 def _record(

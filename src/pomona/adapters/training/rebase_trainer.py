@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pomona.adapters.rebase import Conversation, OnPoint
@@ -25,8 +26,8 @@ from pomona.compression.training.network import LowRank, Network
 from pomona.compression.training.options import LoopOptions, Outcome, Point
 from pomona.compression.training.parameters import new_adapters
 from pomona.models.model_directory import Progress
-from pomona.models.safetensors_file import float32_from_bf16
 from pomona.runtime.adapter_file import AdapterFile
+from pomona.runtime.adapter_pairs import pairs_of
 from pomona.runtime.adapter_writer import Pair
 
 PASS_TOKENS = 2048  # of one pass through a network; a longer conversation goes alone
@@ -95,15 +96,10 @@ def distil(
 def values_of(file: AdapterFile) -> Low:
     """The adapter's values in float32, rounded to bfloat16 as the runtime has them."""
 
-    def tensor(name: str) -> Tensor:
-        dtype, array = file.tensors[name]
-        values = float32_from_bf16(array) if dtype == "BF16" else array.astype(np.float32)
-        return torch.from_numpy(np.array(values)).to(torch.bfloat16).float()
+    def rounded(array: NDArray[np.float32]) -> Tensor:
+        return torch.from_numpy(array).to(torch.bfloat16).float()
 
-    return {
-        module: (tensor(f"{module}.lora_A.weight"), tensor(f"{module}.lora_B.weight"))
-        for module in file.scales
-    }
+    return {module: (rounded(a_RK), rounded(b_NR)) for module, (a_RK, b_NR) in pairs_of(file).items()}
 
 
 def wear(network: Network, low: Low, scale: float) -> None:

@@ -7,7 +7,7 @@ from typing import Generic, Literal, Protocol, TypeVar, get_args
 
 from pomona.errors import PomonaError
 
-Start = Literal["residual", "zero"]
+Start = Literal["residual", "present", "zero"]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ class LoopOptions:
 
 @dataclass(frozen=True)
 class TrainOptions(LoopOptions):
-    """Of recovery. tables: train the tables and row scales of the base too. start: residual.py, or an adapter
-    that does nothing."""
+    """Of recovery. tables: train the tables and row scales of the base too. start: residual.py, the
+    adapter that is there, or one that does nothing."""
 
     tables: bool = False
     start: Start = "residual"
