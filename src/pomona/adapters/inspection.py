@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pomona.adapters import store
 from pomona.adapters.metadata import AdapterRecord, read_record, read_small_json
@@ -18,8 +17,9 @@ from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
 from pomona.models.model_directory import PROVENANCE_FILE
 from pomona.models.palettized import describe, fingerprint
-from pomona.models.safetensors_file import Checkpoint, float32_from_bf16
+from pomona.models.safetensors_file import Checkpoint
 from pomona.runtime.adapter_file import CONFIG_FILE, WEIGHTS_FILE, AdapterFile, read_adapter
+from pomona.runtime.adapter_pairs import pairs_of
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,10 @@ def show(model: Path, name: str) -> Details:
 def _kinds(file: AdapterFile) -> tuple[Kind, ...]:
     squares: dict[str, list[float]] = {}
     weights: dict[str, int] = {}
-    for module, scale in file.scales.items():
-        a_RK = _float64(*file.tensors[f"{module}.lora_A.weight"])
-        b_NR = _float64(*file.tensors[f"{module}.lora_B.weight"])
+    for module, pair in pairs_of(file).items():
+        a_RK, b_NR = (part.astype(np.float64) for part in pair)
         # |B A|^2 = sum (B^T B) * (A A^T): rank x rank, where B A itself would be a whole weight
-        square = float(np.sum((b_NR.T @ b_NR) * (a_RK @ a_RK.T))) * scale**2
+        square = float(np.sum((b_NR.T @ b_NR) * (a_RK @ a_RK.T))) * file.scales[module] ** 2
         kind = module.rpartition(".")[2]
         squares.setdefault(kind, []).append(max(square, 0.0))
         weights[kind] = weights.get(kind, 0) + len(b_NR) * a_RK.shape[1]
@@ -96,10 +95,6 @@ def _kinds(file: AdapterFile) -> tuple[Kind, ...]:
         Kind(kind, len(found), math.sqrt(sum(found)), math.sqrt(sum(found) / weights[kind]))
         for kind, found in squares.items()
     )
-
-
-def _float64(dtype: str, array: NDArray[Any]) -> NDArray[np.float64]:
-    return (float32_from_bf16(array) if dtype == "BF16" else array).astype(np.float64)
 
 
 def verify(model: Path, name: str) -> list[Check]:

@@ -1,4 +1,4 @@
-"""`pomona quickstart`: the whole tour on a small real model, in about a minute on two cores.
+"""`pomona quickstart`: the whole tour on a small real model, in about two minutes on two cores.
 
     pomona quickstart
     python -m pomona.cli.quickstart --json

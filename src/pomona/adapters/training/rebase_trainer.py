@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pomona.adapters.rebase import Conversation, OnPoint
-from pomona.compression.training.loop import Loop, Moment, Sums
+from pomona.compression.training.loop import Loop, Sums
 from pomona.compression.training.loss import Agreement, Head, agreement, kl_gradient
 from pomona.compression.training.network import LowRank, Network
 from pomona.compression.training.options import LoopOptions, Outcome, Point
 from pomona.compression.training.parameters import new_adapters
+from pomona.compression.training.trainer import JudgedByKL
 from pomona.models.model_directory import Progress
 from pomona.runtime.adapter_file import AdapterFile
 from pomona.runtime.adapter_pairs import pairs_of
@@ -162,10 +163,8 @@ def passes(rows: Sequence[Conversation], numbers: Sequence[int]) -> Iterator[lis
         yield group
 
 
-class Following:
+class Following(JudgedByKL):
     """The loop's objective: the KL from the old pair over the answers. A window of the loop is one answer."""
-
-    score_name = "held-out KL"
 
     def __init__(
         self,
@@ -204,25 +203,8 @@ class Following:
             wanted_AD = torch.cat([self.held_out_states[number] for number in part])
             states_TD, _ = self.student.forward(batch.ids, lengths=batch.lengths)
             one = agreement(states_TD[batch.places], wanted_AD, self.head)
-            found.tokens += one.tokens
-            found.kl += one.kl
-            found.same_top += one.same_top
+            found.add(one)
         return found
-
-    def point(self, found: Agreement, moment: Moment) -> Point:
-        return Point(
-            moment.step,
-            moment.tokens,
-            moment.seconds,
-            moment.since.mean,
-            found.mean_kl,
-            found.same_top_rate,
-            moment.lr,
-            moment.since.tokens_per_second,
-        )
-
-    def read_point(self, raw: dict[str, Any]) -> Point:
-        return Point(**raw)
 
     def identity(self) -> dict[str, Any]:
         return {"held_out": len(self.held_out)}

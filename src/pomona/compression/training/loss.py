@@ -36,6 +36,11 @@ class Agreement:
     kl: float = 0.0
     same_top: int = 0
 
+    def add(self, other: Agreement) -> None:
+        self.tokens += other.tokens
+        self.kl += other.kl
+        self.same_top += other.same_top
+
     @property
     def mean_kl(self) -> float:
         """Nats per token."""

@@ -34,10 +34,29 @@ class Task:
     teacher_head_VD: torch.Tensor
 
 
-class Distillation:
-    """The loop's objective: the KL to the teacher, `batch` windows at a time."""
+class JudgedByKL:
+    """What objectives have in common that follow another model: their points."""
 
     score_name = "held-out KL"
+
+    def point(self, found: Agreement, moment: Moment) -> Point:
+        return Point(
+            moment.step,
+            moment.tokens,
+            moment.seconds,
+            moment.since.mean,
+            found.mean_kl,
+            found.same_top_rate,
+            moment.lr,
+            moment.since.tokens_per_second,
+        )
+
+    def read_point(self, raw: dict[str, Any]) -> Point:
+        return Point(**raw)
+
+
+class Distillation(JudgedByKL):
+    """The loop's objective: the KL to the teacher, `batch` windows at a time."""
 
     def __init__(self, student: Network, task: Task, batch: int) -> None:
         self.student, self.task, self.batch = student, task, batch
@@ -67,25 +86,8 @@ class Distillation:
             part = slice(start, start + self.batch)
             states, _ = self.student.forward(torch.from_numpy(self.task.held_out[part].astype(np.int64)))
             one = agreement(states, _states(self.task.held_out_states[part]), self.head)
-            found.tokens += one.tokens
-            found.kl += one.kl
-            found.same_top += one.same_top
+            found.add(one)
         return found
-
-    def point(self, found: Agreement, moment: Moment) -> Point:
-        return Point(
-            moment.step,
-            moment.tokens,
-            moment.seconds,
-            moment.since.mean,
-            found.mean_kl,
-            found.same_top_rate,
-            moment.lr,
-            moment.since.tokens_per_second,
-        )
-
-    def read_point(self, raw: dict[str, Any]) -> Point:
-        return Point(**raw)
 
     def identity(self) -> dict[str, Any]:
         return {}
