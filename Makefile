@@ -97,6 +97,10 @@ bench-palettize: $(VENV)/.core $(COREML)/.installed bench-model  ## palettisatio
 bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL and PEFT
 	$(PY) -m benchmarks.adapt $(ARGS)
 
+.PHONY: bench-tasks
+bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
+	$(PY) -m benchmarks.tasks $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 

@@ -77,7 +77,8 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt]
+    tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
+    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
