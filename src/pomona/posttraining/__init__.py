@@ -1,0 +1,1 @@
+"""Alignment: supervised fine-tuning, reward models, preferences, MDLOO, the iterative teaching committee."""

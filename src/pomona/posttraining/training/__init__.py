@@ -1,0 +1,1 @@
+"""The training side of alignment; these files import torch."""
