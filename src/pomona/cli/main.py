@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "compress": ("pomona.cli.compress", "Palettise a model to 4 bits per weight."),
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
     "adapt": ("pomona.cli.adapt", "Teach a model a task by examples, as an adapter."),
+    "align": ("pomona.cli.align", "Post-training: demonstrations, preferences, rewards."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
     "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),

@@ -1,1 +1,1 @@
-"""The training side of alignment; these files import torch."""
+"""The parts of post-training that need torch."""
