@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pomona.posttraining.options import KlEstimator
+from pomona.posttraining.mdloo_options import KlEstimator
 
 CACHED_TOKENS = 32  # whose logits fit the processor's cache in float32
 BLOCK_TOKENS = 512  # of one product with the head
@@ -52,7 +52,7 @@ def log_probs(logits_CV: Tensor, responses: Responses, temperature: float = 1.0)
     log_p, log_z = (torch.empty(len(logits_CV), dtype=kind) for _ in range(2))
     for low in range(0, len(logits_CV), CACHED_TOKENS):
         part = slice(low, low + CACHED_TOKENS)
-        scaled = logits_CV[part].to(kind).div_(temperature)
+        scaled = logits_CV[part].to(kind) / temperature
         log_z[part] = scaled.logsumexp(-1)
         log_p[part] = scaled.gather(1, responses.tokens_C[part, None])[:, 0] - log_z[part]
     return log_p, log_z
@@ -87,8 +87,8 @@ def logits_gradient(
 ) -> tuple[Tensor, Tensor]:
     """Puts the gradient of  sum_i c_i log pi(y_i | x) + kl_weight sum_t KL_t  in the logits' place.
 
-    old_logits: gives pi_k's logits of a block of tokens, for the KL over the full vocabulary; without it there
-    is none. Gives ([C] KL_t, [C] entropy), both in nats.
+    old_logits: gives pi_k's logits of a block of tokens, for the KL over the full vocabulary; without it
+    there is none. Gives ([C] KL_t, [C] entropy), both in nats.
     """
     kind = _kind(logits_CV)
     kl_C, entropy_C = (torch.zeros(len(logits_CV), dtype=kind) for _ in range(2))
@@ -98,14 +98,14 @@ def logits_gradient(
         old = None if old_logits is None else old_logits(slice(start, end))
         for low in range(start, end, CACHED_TOKENS):
             part = slice(low, min(low + CACHED_TOKENS, end))
-            log_pi = logits_CV[part].to(kind).div_(temperature).sub_(log_z_C[part, None])
+            log_pi = (logits_CV[part].to(kind) / temperature).sub_(log_z_C[part, None])
             pi = log_pi.exp()
             entropy_C[part] = -(pi * log_pi).sum(-1)
             grad = pi * -coefficient_C[part, None]
             place = responses.tokens_C[part, None]
             grad.scatter_add_(1, place, coefficient_C[part, None])
             if old is not None:
-                log_old = old[low - start : part.stop - start].to(kind).div_(temperature).log_softmax(-1)
+                log_old = (old[low - start : part.stop - start].to(kind) / temperature).log_softmax(-1)
                 gap = log_pi.sub_(log_old)
                 kl = (pi * gap).sum(-1)
                 kl_C[part] = kl
