@@ -88,7 +88,7 @@ def _namespaces(folder: str) -> str:
                 continue
             os.makedirs(inside, exist_ok=True)
             mount(path, inside, None, _BIND | _RECURSIVE)
-            # A bind inherits flags that a user namespace may not lift; NO_SUID and NO_DEV may always be added.
+            # A bind inherits flags that a user namespace may not lift; more may always be added.
             flags = _REMOUNT | _BIND | _READ_ONLY | _NO_SUID | _NO_DEV | _locked_flags(inside)
             mount(path, inside, None, flags)
         os.makedirs(folder + "/work")
