@@ -1,7 +1,7 @@
 """The words of instructions.py: what is asked for, about what, and how a condition is put.
 
-Written for pomona. A form has the places {topic} and {other}. Conditions come in several wordings, so that what is learnt is the
-condition and not its wording.
+Written for pomona. A form has the places {topic} and {other}. Conditions come in several wordings, so that
+what is learnt is the condition and not its wording.
 """
 
 from __future__ import annotations

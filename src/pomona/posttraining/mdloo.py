@@ -292,7 +292,7 @@ class _Run:
             "version": 1,
             "task": name,
             "base_fingerprint": mark,
-            "data": [{"prompts": len(self.prompts), "sha256": _digest(self.prompts)}],
+            "data": [{"prompts": len(self.prompts), "sha256": prompts_digest(self.prompts)}],
             "recipe": {
                 "reward": self.reward.name,
                 "start": self.start,
@@ -348,14 +348,14 @@ def _identity(
     del asked["minutes"], asked["iterations"]
     return {
         "base": mark,
-        "prompts": _digest(prompts),
+        "prompts": prompts_digest(prompts),
         "reward": reward.name,
         "start": None if start is None else Path(start).name,
         "options": asked,
     }
 
 
-def _digest(prompts: Sequence[Prompt]) -> str:
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
     digest = hashlib.sha256()
     for prompt in prompts:
         digest.update(json.dumps(prompt.to_json(), sort_keys=True).encode("utf-8", "surrogatepass") + b"\n")

@@ -15,10 +15,10 @@ import contextlib
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pomona.errors import PomonaError
 from pomona.posttraining.checks import run_check
@@ -51,7 +51,7 @@ class Reward(Protocol):
 class ScoresConversations(Protocol):
     """What a reward model offers (reward_model.py): one number per conversation."""
 
-    def score(self, conversations: Sequence[Sequence[dict[str, str]]]) -> Sequence[float]: ...
+    def score(self, conversations: Sequence[Sequence[Mapping[str, str]]]) -> Iterable[float]: ...
 
 
 @dataclass
@@ -175,9 +175,9 @@ def parse_reward(spec: str, *, seconds: float = 10.0) -> Reward:
     )
 
 
-def load_reward_model(directory: Path) -> Any:
-    from importlib import import_module
+def load_reward_model(directory: Path) -> ScoresConversations:
+    from pomona.posttraining.reward_model import RewardModel
 
     if not directory.is_dir():
         raise PomonaError(f"{directory}: no such reward model; train one with pomona align reward")
-    return import_module("pomona.posttraining.reward_model").RewardModel.load(directory)
+    return RewardModel.load(directory)
