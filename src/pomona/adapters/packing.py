@@ -120,7 +120,9 @@ def encode_row(row: Row, tokenizer: Tokenizer) -> tuple[Example, bool]:
     return Example(row.line, row.key, np.array(ids, np.int32), np.array(learnt, np.bool_)), ended
 
 
-def place_of_answer(template: ChatTemplate, messages: Sequence[Message], number: int, whole: str) -> tuple[int, int]:
+def place_of_answer(
+    template: ChatTemplate, messages: Sequence[Message], number: int, whole: str
+) -> tuple[int, int]:
     """Where in `whole` the answer of message `number` begins and ends, what ends its turn included."""
     opened = template.render(messages[:number], add_generation_prompt=True)
     closed = template.render(messages[: number + 1], add_generation_prompt=False)

@@ -13,10 +13,11 @@ from types import ModuleType
 
 import typer
 
+from pomona.cli import align_dpo, align_ipo, align_mixture, align_reward, align_sft
 from pomona.cli.common import examples, new_app
 
 # The order is that of the help page.
-COMMANDS: tuple[ModuleType, ...] = ()
+COMMANDS: tuple[ModuleType, ...] = (align_sft, align_reward, align_dpo, align_ipo, align_mixture)
 
 app = new_app()
 

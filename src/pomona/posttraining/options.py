@@ -21,6 +21,7 @@ from pomona.errors import PomonaError
 Positive = Annotated[float, Field(gt=0, lt=1e6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=1 << 30)]
+MAX_YAML_BYTES = 1 << 20
 
 
 class Options(BaseModel):
@@ -98,6 +99,7 @@ class RewardOptions(TrainingOptions):
 class PreferenceOptions(TrainingOptions):
     """Of DPO and IPO. beta: of the KL to the reference, IPO's tau (the report gives none)."""
 
+    weights: Literal["adapter"] = "adapter"
     loss: Literal["dpo", "ipo"] = "dpo"
     beta: Positive = 0.1
     lr: Positive = 5e-5
@@ -118,20 +120,31 @@ def checked(kind: type[AnyOptions], raw: dict[str, Any], source: str) -> AnyOpti
         raise PomonaError(f"{source}: {place}: {problem['msg']}{known}") from error
 
 
-def read_recipe(path: Path, technique: str, kind: type[AnyOptions]) -> AnyOptions:
-    """The options in a recipe file. PomonaError: not readable, for another technique, a wrong key."""
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file. PomonaError: not readable, or something else."""
     try:
         import yaml  # type: ignore[import-untyped]
     except ImportError:
         raise PomonaError(f"{path}: reading YAML needs `pip install pyyaml`") from None
     try:
+        if path.stat().st_size > MAX_YAML_BYTES:
+            raise PomonaError(f"{path}: is larger than 1 MiB, which no such file is; check the path")
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise PomonaError(f"{path}: no readable YAML ({error}); check the path and the text") from error
-    if not isinstance(raw, dict) or not isinstance(raw.get("options", {}), dict):
-        raise PomonaError(f"{path}: is no recipe; it needs technique and options")
-    if unknown := sorted(set(map(str, raw)) - {"technique", "about", "options"}):
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise PomonaError(f"{path}: holds no mapping of names; see docs/align.md")
+    return raw
+
+
+def read_recipe(path: Path, technique: str, kind: type[AnyOptions]) -> AnyOptions:
+    """The options in a recipe file. PomonaError: not readable, for another technique, a wrong key."""
+    raw = load_yaml(path)
+    options = raw.get("options", {})
+    if unknown := sorted(set(raw) - {"technique", "about", "options"}):
         raise PomonaError(f"{path}: unknown key {unknown[0]!r}; a recipe has technique, about and options")
+    if not isinstance(options, dict):
+        raise PomonaError(f"{path}: options is no mapping; write name: value lines under it")
     if raw.get("technique") != technique:
         raise PomonaError(f"{path}: is a recipe for {raw.get('technique')!r}, not for {technique!r}")
-    return checked(kind, raw.get("options") or {}, str(path))
+    return checked(kind, options, str(path))

@@ -37,6 +37,8 @@ from pomona.adapters.data import (
 )
 from pomona.adapters.recipes.rows import write_jsonl
 from pomona.errors import PomonaError, one_line
+from pomona.models.tokenizer import Tokenizer
+from pomona.posttraining.conversations import encode
 
 Level = Literal["significantly_better", "better", "slightly_better", "negligibly_better"]
 Question = Literal["instruction_following", "conciseness", "truthfulness", "harmlessness"]
@@ -215,6 +217,33 @@ def split(
     )
 
 
+def fitting(
+    rows: Sequence[Preference], tokenizer: Tokenizer, window: int, report: PreferenceReport
+) -> list[Preference]:
+    """Rows whose conversations have at most `window` tokens; the others become problems of the report."""
+    kept = []
+    for row in rows:
+        try:
+            longest = max(len(encode(row.conversation(response), tokenizer)) for response in row.responses)
+        except PomonaError as error:
+            report.problems.append(Problem("template", row.line, str(error)))
+            continue
+        if longest <= window:
+            kept.append(row)
+        else:
+            what = f"{longest:,} tokens, the window has {window:,}"
+            report.problems.append(Problem("too long", row.line, what))
+    return kept
+
+
+def rows_digest(rows: Sequence[Preference]) -> str:
+    """Twelve hex digits of what rows say: a training run belongs to its rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row.to_json(), sort_keys=True).encode())
+    return digest.hexdigest()[:12]
+
+
 # --- one row
 
 
@@ -228,14 +257,14 @@ def _row(line: int, raw: Mapping[str, Any]) -> Preference:
     if missing := [key for key in ("prompt", *texts) if key not in given]:
         raise BadRowError("wrong schema", f"has no {missing[0]}")
     prompt = _prompt(given["prompt"])
-    labels = {name: parse_label(given, name) for name in ("license", "source")}
+    license, source = (parse_label(given, name) for name in ("license", "source"))
     if single:
         grading = _gradings(given.get("grading"), "grading")
         if not grading:
             raise BadRowError("wrong schema", "has one response and no grading of it")
         if not (text := _text(given["response"], "response")).strip():
             raise BadRowError("empty", "the response is empty")
-        return Preference(line, prompt, Response(text, grading), **labels)
+        return Preference(line, prompt, Response(text, grading), license=license, source=source)
     chosen, rejected = (_text(given[key], key) for key in texts)
     if not chosen.strip():
         kind = "empty preferred" if rejected.strip() else "empty"
@@ -249,7 +278,9 @@ def _row(line: int, raw: Mapping[str, Any]) -> Preference:
     if not isinstance(gradings, dict) or set(gradings) - {"chosen", "rejected"}:
         raise BadRowError("wrong schema", "gradings must be an object with chosen and rejected")
     sides = [_gradings(gradings.get(side), f"gradings.{side}") for side in texts]
-    return Preference(line, prompt, Response(chosen, sides[0]), Response(rejected, sides[1]), level, **labels)
+    return Preference(
+        line, prompt, Response(chosen, sides[0]), Response(rejected, sides[1]), level, license, source
+    )
 
 
 def _prompt(value: Any) -> tuple[Message, ...]:

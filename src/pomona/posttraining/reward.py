@@ -7,21 +7,19 @@ preferences.py reads the rows, training/reward_trainer.py trains, reward_report.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pomona.adapters.data import Problem
 from pomona.adapters.metadata import AdapterRecord
 from pomona.errors import PomonaError
 from pomona.models.palettized import describe
 from pomona.models.tokenizer import Tokenizer
 from pomona.posttraining.conversations import encode, padding_token
 from pomona.posttraining.options import RewardOptions
-from pomona.posttraining.preferences import Preference, PreferenceReport, split
+from pomona.posttraining.preferences import Preference, PreferenceReport, fitting, rows_digest, split
 from pomona.posttraining.reward_model import TASK, RewardModel, save_reward_model
 from pomona.posttraining.reward_report import RewardReport, calibration_plot, evaluate
 from pomona.posttraining.work import need_training, run_folder, set_threads
@@ -80,7 +78,7 @@ def train_reward(
     if target.exists() and not overwrite:
         raise PomonaError(f"{target}: is there already; ask to overwrite it, or choose another place")
     tokenizer = Tokenizer.from_directory(base)
-    usable = [row for row in rows if _fits(row, tokenizer, options.window, data)]
+    usable = fitting(rows, tokenizer, options.window, data)
     if on_data is not None:
         on_data(data)
     if len(usable) < 2:
@@ -88,11 +86,11 @@ def train_reward(
     learn, held_out = split(usable, options.validation, seed=options.seed)
     mark = describe(base).fingerprint
     set_threads(threads)
-
-    from pomona.posttraining.training.base import adapter_start
+    from pomona.posttraining.training.base import adapter_start, quiet_libraries
     from pomona.posttraining.training.reward_trainer import new_network, new_trainer, reward_example
     from pomona.posttraining.training.trainer import run_trainer
 
+    quiet_libraries()
     name = f"reward-{mark[:12]}-{rows_digest(learn)}-{options.digest()}"
     with run_folder(Path(work), name, resume=resume, restart=restart) as folder:
         begin = None
@@ -142,23 +140,3 @@ def train_reward(
                 plot = calibration_plot(report, f"Calibration on {report.pairs} held-out pairs")
                 (written / PLOT_FILE).write_text(plot, encoding="utf-8")
     return RewardResult(written, len(learn), len(held_out), run, report)
-
-
-def _fits(row: Preference, tokenizer: Tokenizer, window: int, report: PreferenceReport) -> bool:
-    try:
-        longest = max(len(encode(row.conversation(response), tokenizer)) for response in row.responses)
-    except PomonaError as error:
-        report.problems.append(Problem("template", row.line, str(error)))
-        return False
-    if longest > window:
-        what = f"{longest:,} tokens, the window has {window:,}"
-        report.problems.append(Problem("too long", row.line, what))
-    return longest <= window
-
-
-def rows_digest(rows: Sequence[Preference]) -> str:
-    """Twelve hex digits of what is learnt: a run belongs to its rows."""
-    digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row.to_json(), sort_keys=True).encode())
-    return digest.hexdigest()[:12]

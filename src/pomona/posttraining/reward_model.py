@@ -187,7 +187,8 @@ def save_reward_model(
 
 
 def _write_heads(path: Path, heads: Mapping[str, Tensor]) -> None:
-    arrays = {name: tensor.float().cpu().contiguous().numpy() for name, tensor in heads.items()}
+    # Rounded like the other weights, so that both forms of a model hold the same head.
+    arrays = {name: tensor.bfloat16().float().cpu().contiguous().numpy() for name, tensor in heads.items()}
     specs = [TensorSpec(name, "F32", array.shape) for name, array in arrays.items()]
     with SafetensorsWriter(path, specs, {"format": "pt"}) as file:
         for name, array in arrays.items():

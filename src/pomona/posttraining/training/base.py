@@ -56,6 +56,20 @@ class Start:
     scale: float  # alpha / rank
 
 
+def quiet_libraries() -> None:
+    """Progress bars and remarks of the libraries are not ours to show; errors stay."""
+    import warnings
+
+    import datasets
+    import transformers
+
+    for library in (transformers, datasets):
+        library.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)\..*")
+
+
 def load_config(directory: Path) -> Any:
     """The transformers config of a model directory, without its quantisation."""
     from transformers import CONFIG_MAPPING

@@ -28,7 +28,7 @@ class RewardOutput(ModelOutput):  # type: ignore[misc]
     gradings: Tensor | None = None
 
 
-class GradingHeads(nn.Module):
+class GradingHeads(nn.Module):  # type: ignore[misc]
     """One classifier per question, under the question's name."""
 
     def __init__(self, width: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import Trainer
 
 from pomona.posttraining.options import RewardOptions
-from pomona.posttraining.preferences import GRADES, LEVELS, QUESTIONS, Preference, Response
+from pomona.posttraining.preferences import GRADES, LEVELS, QUESTIONS, Level, Preference, Response
 from pomona.posttraining.training.base import (
     Start,
     add_dropout,
@@ -42,14 +42,14 @@ class RewardExample:
 
 
 def reward_example(
-    row: Preference, encode: Callable[[Response], list[int]], unknown_level: str
+    row: Preference, encode: Callable[[Response], list[int]], unknown_level: Level
 ) -> RewardExample:
     """encode: tokens of the conversation with this response."""
     rejected = row.rejected
     return RewardExample(
         encode(row.chosen),
         [] if rejected is None else encode(rejected),
-        -1 if rejected is None else LEVELS.index(row.level or unknown_level),  # type: ignore[arg-type]
+        -1 if rejected is None else LEVELS.index(row.level or unknown_level),
         (_grades(row.chosen), _grades(rejected or Response(""))),
     )
 
@@ -153,7 +153,6 @@ def head_state(network: Any) -> dict[str, Tensor]:
     return found
 
 
-@torch.no_grad()
 def run_network(
     network: Any, rows: Sequence[Sequence[int]], padding: int, *, pass_tokens: int, precision: str
 ) -> tuple[Tensor, Tensor]:
@@ -174,7 +173,8 @@ def run_network(
         group = order[at:end]
         ids, mask = padded([rows[number] for number in group], padding)
         device = next(network.parameters()).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        with torch.no_grad(), autocast:
             out = network(input_ids=ids.to(device), attention_mask=mask.to(device))
         rewards[group] = out.logits.squeeze(-1).double().cpu()
         gradings[group] = out.gradings.double().cpu()

@@ -20,7 +20,6 @@ from typing import Any
 
 import torch
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
-from transformers.utils import logging as transformers_logging
 
 from pomona.errors import PomonaError
 from pomona.posttraining.options import TrainingOptions
@@ -174,7 +173,6 @@ def run_trainer(
     on_step: OnStep | None = None,
 ) -> RunReport:
     """Trains, from the last whole checkpoint if `resume`, and evaluates before and after."""
-    transformers_logging.disable_progress_bar()
     checkpoint = last_checkpoint(folder) if resume else None
     first_file = folder / "first.json"
     if checkpoint is None:
