@@ -129,7 +129,7 @@ def test_gamma_keeps_many_inner_steps_together(base: Path) -> None:
         trainer.iterate(rows, reward)
         return trainer.policy.gradient(rows, lambda p, n: torch.zeros(len(n)), old=start).kl / len(rows)
 
-    free, bound = kl(0.0), kl(5.0)
+    free, bound = kl(0.0), kl(100.0)
     assert bound < 0.25 * free
 
 
@@ -224,8 +224,8 @@ from pathlib import Path
 from mdloo_samples import OPTIONS, Letters, prompts
 from pomona.posttraining.mdloo import mdloo
 mdloo(Path({base!r}), prompts(), Letters(), work=Path({work!r}), name="one", target=Path({target!r}),
-      threads=1, options=OPTIONS.with_changes(iterations=6), on_iteration=lambda one: print("did", flush=True),
-      resume={resume})
+      threads=1, options=OPTIONS.with_changes(iterations=6), resume={resume},
+      on_iteration=lambda one: print("did", flush=True))
 """
 
 

@@ -117,7 +117,8 @@ def test_the_gradient_is_that_of_the_loss(
 
 def test_over_all_responses_it_is_the_gradient_of_the_objective() -> None:
     """Equation 5: with every response once, weighted by pi_k, the importance sampling is exact. The gradient
-    of E_pi[A] - gamma KL(pi || pi_k) for one token has the closed form pi (A - E_pi A) - gamma pi (g - KL)."""
+    of E_pi[A] - gamma KL(pi || pi_k) for one token has the closed form
+    pi (A - E_pi A) - gamma pi (g - KL)."""
     rng = np.random.default_rng(0)
     old, theta, a = rng.standard_normal((1, V)), rng.standard_normal((1, V)), rng.standard_normal(V)
     pi, before = softmax(theta)[0], softmax(old)[0]
@@ -169,7 +170,7 @@ def test_with_gamma_many_inner_steps_stay_close_and_without_it_they_drift() -> N
     limit = float(wanted @ np.log(wanted / before))
     assert np.abs(found - wanted).max() < 1e-3 and max(kls) < limit + 1e-6
     _, free = run(0.0, 400)
-    assert free[-1] > 2 * limit and free[-1] > free[len(free) // 2] > free[10]
+    assert free[-1] > 5 * limit
     assert free[-1] > 0.9 * -math.log(before[a.argmax()])  # nearly all on the best answer
 
 

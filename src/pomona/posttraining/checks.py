@@ -135,7 +135,7 @@ def paragraphs(text: str, count: int) -> bool:
 
 @_check
 def paragraph_start(text: str, count: int, number: int, word: str) -> bool:
-    """Exactly `count` paragraphs, divided by empty lines; paragraph `number` (from 1) begins with the word."""
+    """Exactly `count` paragraphs, divided by empty lines; number `number` (from 1) begins with the word."""
     parts = text.split("\n\n")
     if sum(bool(part.strip()) for part in parts) != count or not 1 <= number <= len(parts):
         return False

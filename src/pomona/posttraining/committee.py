@@ -25,7 +25,8 @@ BASE_MEMBER = "start"  # the base with its recovery adapter, if it has one
 
 @dataclass(frozen=True)
 class Member:
-    """directory: of its adapter; None: the base alone. reward: its mean on held-out prompts, once measured."""
+    """directory: of its adapter; None: the base alone. reward: the mean on held-out prompts, once
+    measured."""
 
     name: str
     technique: str

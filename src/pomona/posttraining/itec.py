@@ -73,9 +73,9 @@ class ItecOptions(Options):
     """The report gives no number here; these are our own.
 
     techniques: of the new members of a round. committee: members at the most. samples: of every member, per
-    prompt. prompts: of a round, all by default. held_out: prompts that only judge. least_reward: below it even
-    the best response of a prompt is not learnt. wait: stop each round after step 2 until people's preferences
-    are given. judge: pairs for them."""
+    prompt. prompts: of a round, all by default. held_out: prompts that only judge. least_reward: below it
+    even the best response of a prompt is not learnt. wait: stop each round after step 2 until people's
+    preferences are given. judge: pairs for them."""
 
     techniques: tuple[Technique, ...] = ("rs", "dpo", "ipo", "mdloo")
     committee: Annotated[int, Field(ge=1, le=64)] = 5
@@ -128,7 +128,7 @@ def itec(
 
     reward: as parse_reward takes it. members: (name, adapter) of the first committee, beside the base.
     preferences: what people said about the round that runs. restart: forget what is in `work`.
-    Raises WaitingForPreferences with options.wait, PomonaError for a folder of another base or set of prompts.
+    Raises WaitingForPreferences with options.wait, PomonaError for a folder of another base or other prompts.
     """
     base, work = Path(base), Path(work)
     options = options or ItecOptions()
@@ -247,7 +247,7 @@ class Round:
         if not self.reward_spec.startswith("model:"):
             return
         target = self.folder / "reward-model"
-        files = [path for path in sorted(self.folder.parent.glob("round-*/preferences.jsonl"))]
+        files = sorted(self.folder.parent.glob("round-*/preferences.jsonl"))
         if (self.folder / "preferences.jsonl").exists() and not target.exists():
             from pomona.posttraining.itec_members import refresh_reward
 

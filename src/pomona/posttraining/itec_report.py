@@ -45,7 +45,7 @@ def round_page(
     parts = [
         f"<h1>Round {number}</h1>",
         f"<p>{len(prompts)} prompts, {len(answers)} responses, judged by <code>{escape(reward)}</code>. "
-        f"Mean reward of all responses {mean_all:.3f}, of the picks (the best per prompt) {mean_best:.3f}.</p>",
+        f"Mean reward of all responses {mean_all:.3f}, of the best per prompt {mean_best:.3f}.</p>",
         _problems(problems),
         "<h2>Members</h2>",
         _members(answers, best, measured, set(committee)),
@@ -74,7 +74,8 @@ def _members(
         mark = '<span class="kept">yes</span>' if member.name in kept else "no"
         rows.append(
             f"<tr><td>{escape(member.name)}</td><td>{escape(member.technique)}</td>"
-            f'<td class="number">{_number(value)}</td><td><div class="bar" style="width:{width:.0f}%"></div></td>'
+            f'<td class="number">{_number(value)}</td>'
+            f'<td><div class="bar" style="width:{width:.0f}%"></div></td>'
             f'<td class="number">{_number(_mean(own)) if own else "new"}</td>'
             f'<td class="number">{picks[member.name] if own else ""}</td><td>{mark}</td></tr>'
         )

@@ -22,7 +22,8 @@ class MdlooOptions(Options):
 
     prompts, samples: of one iteration, and responses of each (K). beta: of the KL to the reference within
     the reward. gamma: of the KL to the iteration's start policy within the step. estimator: of that KL.
-    inner_steps: optimizer steps on the responses of one iteration; mini_batches: into how many parts, of
+    max_ratio: what a response's probability ratio counts at most, for the ratio of a long one can grow beyond
+    all bounds in a few steps; None: the report's step as it is. inner_steps: optimizer steps on the responses of one iteration; mini_batches: into how many parts, of
     whole prompts, they go, one part to a step. rank: of the adapter. temperature: of sampling, and of the
     policy that is trained. minutes: a time budget, looked at before an iteration. unfinished_reward: of a
     response that was cut off at max_new_tokens; None: what its text earns. empty_reward: without text."""
@@ -34,6 +35,7 @@ class MdlooOptions(Options):
     beta: Weight = 0.02
     gamma: Weight = 0.1
     estimator: KlEstimator = "exact"
+    max_ratio: Annotated[float, Field(ge=1)] | None = 10.0
     inner_steps: Annotated[int, Field(ge=1, le=1000)] = 4
     mini_batches: Annotated[int, Field(ge=1, le=1024)] = 1
     lr: Positive = 1e-4

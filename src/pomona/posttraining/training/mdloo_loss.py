@@ -59,11 +59,18 @@ def log_probs(logits_CV: Tensor, responses: Responses, temperature: float = 1.0)
 
 
 def mirror_descent_coefficients(
-    log_ratio_N: Tensor, advantage_N: Tensor, *, gamma: float, estimator: KlEstimator, total: int
+    log_ratio_N: Tensor,
+    advantage_N: Tensor,
+    *,
+    gamma: float,
+    estimator: KlEstimator,
+    total: int,
+    max_ratio: float | None = None,
 ) -> Tensor:
-    """[N]: c_i, what the gradient of log pi(y_i | x) is multiplied with."""
+    """[N]: c_i, what the gradient of log pi(y_i | x) is multiplied with. max_ratio: rho counts no more than
+    this in the first term (truncated importance sampling); None: as it is."""
     ratio = log_ratio_N.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    found = -ratio * advantage_N
+    found = -(ratio if max_ratio is None else ratio.clamp(max=max_ratio)) * advantage_N
     if estimator == "sampled":
         found = found + gamma * ratio * log_ratio_N
     return found / total

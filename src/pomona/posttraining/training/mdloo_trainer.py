@@ -142,7 +142,12 @@ class MdlooTrainer:
             found.low = min(found.low, float(log_ratio.min().exp()))
             sampled += float(sampled_kl(log_ratio).sum())
             return mirror_descent_coefficients(
-                log_ratio, weight[numbers], gamma=o.gamma, estimator=o.estimator, total=total
+                log_ratio,
+                weight[numbers],
+                gamma=o.gamma,
+                estimator=o.estimator,
+                total=total,
+                max_ratio=o.max_ratio,
             )
 
         self.policy.flat.grads.zero_()
