@@ -150,7 +150,7 @@ def test_with_gamma_many_inner_steps_stay_close_and_without_it_they_drift() -> N
     """The step's optimum is pi_k exp(A / gamma) / Z (mirror descent with the KL); without gamma there is none
     and the KL to pi_k grows to that of a policy with one answer."""
     rng = np.random.default_rng(1)
-    old, a = rng.standard_normal((1, V)), rng.standard_normal(V)
+    old, a = rng.standard_normal((1, V)), rng.permutation(np.linspace(-2, 2, V))
     before = softmax(old)[0]
     tokens = np.arange(V)[:, None]
 
@@ -163,14 +163,14 @@ def test_with_gamma_many_inner_steps_stay_close_and_without_it_they_drift() -> N
             kls.append(float(pi @ np.log(pi / before)))
         return softmax(theta)[0], kls
 
-    bound = 1.0
+    bound = 2.0
     found, kls = run(bound, 400)
     wanted = before * np.exp(a / bound)
     wanted /= wanted.sum()
     limit = float(wanted @ np.log(wanted / before))
     assert np.abs(found - wanted).max() < 1e-3 and max(kls) < limit + 1e-6
     _, free = run(0.0, 400)
-    assert free[-1] > 5 * limit
+    assert free[-1] > 2 * limit
     assert free[-1] > 0.9 * -math.log(before[a.argmax()])  # nearly all on the best answer
 
 
