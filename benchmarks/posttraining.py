@@ -7,9 +7,9 @@
 *Equations*: the step against a derivation by hand and against TRL's RLOO, and the KL that many inner steps
 reach with gamma and without.
 
-*Roll-outs*: n sampled responses to each prompt, on our runtime (4 bit and 16 bit), by transformers' `generate`
-(its faster data type) and by llama.cpp's server (each of its models), in turns, on the same prompts. Tokens up
-to the end of each response count, those that fill a batch up do not.
+*Roll-outs*: n sampled responses to each prompt, on our runtime (4 bit and 16 bit), by transformers'
+`generate` (two data types) and by llama.cpp's server (each of its models), in turns, on the same prompts.
+Tokens up to the end of each response count, those that fill a batch up do not.
 
 *Committee*: four adapters sampled in one mixed batch against one after the other; then two rounds of iTeC.
 
@@ -166,8 +166,8 @@ class Bench:
                 value = statistics.median(ratios(speeds[best], fastest))
                 self.goals.append(Goal(f"roll-outs: tokens per second over {peer}'s best", value, goal))
         self.notes.append(
-            f"roll-outs: {self.prompts} prompts, {self.samples} responses each, at most {self.tokens} tokens, "
-            "sampled at temperature 1 from the whole distribution; everyone gets all at once"
+            f"roll-outs: {self.prompts} prompts, {self.samples} responses each, at most {self.tokens} tokens "
+            "long, sampled at temperature 1 from the whole distribution; everyone gets all at once"
         )
         self.results["rollout_tokens_per_second"] = speeds
 

@@ -32,7 +32,7 @@ class SamplingServer(LlamaServer):
     name = "llama.cpp"
 
     def sample(self, prompts: Sequence[Sequence[int]], n: int, tokens: int, seed: int) -> tuple[float, int]:
-        """(seconds, tokens) of n responses to every prompt, all requests at once; its own prefix cache is on."""
+        """(seconds, tokens) of n responses to every prompt, all requests at once, with its prefix cache."""
         bodies = [
             self._body(
                 prompt,

@@ -78,7 +78,22 @@ def benchmarks() -> list[Benchmark]:
         ("--threads", str(both[0])),
     )
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks]
+    posttraining = [
+        Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
+        Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
+    ]
+    return [
+        *decode,
+        adapters,
+        scheduler,
+        speculation,
+        guided,
+        *quality,
+        palettize,
+        adapt,
+        tasks,
+        *posttraining,
+    ]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -94,7 +94,8 @@ def test_what_makes_no_sense_is_refused(
     pomona: Callable[..., Any], base: Path, prompts: Path, tmp_path: Path, more: tuple[str, ...], part: str
 ) -> None:
     done = pomona(
-        "align", "mdloo", str(base), str(prompts), "--out", str(tmp_path / "a"), "--work", str(tmp_path / "w"),
+        "align", "mdloo", str(base), str(prompts), "--out", str(tmp_path / "a"),
+        "--work", str(tmp_path / "w"),
         "--threads", "1", *more,
     )  # fmt: skip
     assert done.code == 2 and part in done.err

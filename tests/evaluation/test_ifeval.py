@@ -105,9 +105,9 @@ def test_every_given_prompt_can_be_checked() -> None:
 
 PIECES = [
     "hello world", "* point one", "- point two", "*star*", "**bold text**", "<<A title>>", "P.S. more",
-    "P.P.S more", "p.s. x", "[name]", "[a b]", "SECTION 1", "Section 2", "PARAGRAPH 1", "***", "******", "\n\n",
-    "\n", '{"a": 1}', "```json\n[1,2]\n```", '"quoted"', ", and", "My answer is yes.", "THE END", "weekend",
-    "president", "story story", "I'm fine.",
+    "P.P.S more", "p.s. x", "[name]", "[a b]", "SECTION 1", "Section 2", "PARAGRAPH 1", "***", "******",
+    "\n\n", "\n", '{"a": 1}', "```json\n[1,2]\n```", '"quoted"', ", and", "My answer is yes.", "THE END",
+    "weekend", "president", "story story", "I'm fine.",
 ]  # fmt: skip
 # Sentences and capital words stand on a trained splitter there, languages on another program.
 APART = ("language:", "length_constraints:number_sentences", "change_case:")

@@ -1,4 +1,4 @@
-"""IFEval: does an answer follow the verifiable instructions of its prompt (Zhou et al. 2023, arXiv:2311.07911).
+"""IFEval: does an answer follow the verifiable instructions of its prompt (Zhou et al., arXiv:2311.07911).
 
     cases = read_cases(folder / "ifeval" / "input_data.jsonl")
     result = evaluate(cases, answers)

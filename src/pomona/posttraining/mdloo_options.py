@@ -22,11 +22,12 @@ class MdlooOptions(Options):
 
     prompts, samples: of one iteration, and responses of each (K). beta: of the KL to the reference within
     the reward. gamma: of the KL to the iteration's start policy within the step. estimator: of that KL.
-    max_ratio: what a response's probability ratio counts at most, for the ratio of a long one can grow beyond
-    all bounds in a few steps; None: the report's step as it is. inner_steps: optimizer steps on the responses of one iteration; mini_batches: into how many parts, of
-    whole prompts, they go, one part to a step. rank: of the adapter. temperature: of sampling, and of the
-    policy that is trained. minutes: a time budget, looked at before an iteration. unfinished_reward: of a
-    response that was cut off at max_new_tokens; None: what its text earns. empty_reward: without text."""
+    max_ratio: what a response's probability ratio counts at most, for that of a long one can grow beyond all
+    bounds in a few steps; None: the report's step as it is. inner_steps: optimizer steps on the responses of
+    one iteration; mini_batches: into how many parts, of whole prompts, they go, one part to a step. rank: of
+    the adapter. temperature: of sampling, and of the policy that is trained. minutes: a time budget, looked
+    at before an iteration. unfinished_reward: of a response that was cut off at max_new_tokens; None: what
+    its text earns. empty_reward: of a response without text."""
 
     method: Method = "mdloo"
     iterations: Count = 20
