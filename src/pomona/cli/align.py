@@ -13,11 +13,18 @@ from types import ModuleType
 
 import typer
 
-from pomona.cli import align_dpo, align_ipo, align_mixture, align_reward, align_sft
+from pomona.cli import align_dpo, align_ipo, align_mixture, align_reward, align_sft, align_synth
 from pomona.cli.common import examples, new_app
 
 # The order is that of the help page.
-COMMANDS: tuple[ModuleType, ...] = (align_sft, align_reward, align_dpo, align_ipo, align_mixture)
+COMMANDS: tuple[ModuleType, ...] = (
+    align_sft,
+    align_reward,
+    align_dpo,
+    align_ipo,
+    align_mixture,
+    align_synth,
+)
 
 app = new_app()
 
