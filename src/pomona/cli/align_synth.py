@@ -157,9 +157,8 @@ def _rows(
 
 
 def _show(report: SynthReport, count: int, out: Path) -> None:
-    print(
-        f"{count:,} rows in {out}; {report.asked:,} questions to the writer, {report.unanswered:,} unanswered"
-    )
+    print(f"{count:,} rows in {out}")
+    print(f"{report.asked:,} questions to the writer, {report.unanswered:,} without a usable answer")
     lines = [(f"kept: {kind}", f"{number:,}") for kind, number in report.kept.most_common()]
     lines += [
         (f"dropped: {kind}, {reason}", f"{number:,}")

@@ -118,7 +118,7 @@ class Author:
 def write_synth(
     out: Path, rows: Iterator[tuple[str, Row]], report: SynthReport, *, count: int, overwrite: bool = False
 ) -> int:
-    """Writes at most `count` different rows of (kind, row) to a JSONL file, which appears whole or not at all.
+    """Writes at most `count` different rows of (kind, row) to a JSONL file; whole or not at all.
 
     PomonaError: the file is there, or no row was kept (with the commonest reason).
     """

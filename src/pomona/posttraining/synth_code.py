@@ -28,8 +28,8 @@ TOPICS = Path(__file__).parent / "texts" / "topics.txt"
 INSTRUCTIONS = "You are a Python programmer who interviews candidates."
 ASK = (
     "Write a short programming question about {topic}. The candidate is to write one Python function named "
-    "`{name}` that uses the standard library alone. Say what it takes, what it returns, and give one example. "
-    "Write the question alone, without a solution."
+    "`{name}` that uses the standard library alone. Say what it takes, what it returns, and give one "
+    "example. Write the question alone, without a solution."
 )
 TESTS = (
     "Write {count} unit tests for the answer to this question, as Python assert statements that call "

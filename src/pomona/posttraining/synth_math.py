@@ -1,10 +1,10 @@
 """Mathematics (AFM report, section 4.2): new problems out of seed problems, then solutions that are checked.
 
 - *rephrase*: the author restates a seed. The numbers must stay, so the answer stays.
-- *reversion* (as in MetaMath): a number of the statement becomes x, the answer is given, and x is asked for. It
-  is made by rule; the answer is the number.
-- *evolution* (as in Evol-Instruct): in depth, a harder version of a seed; in breadth, a new problem on another
-  subject. The answer is not known: the author's solutions must agree with each other.
+- *reversion* (as in MetaMath): a number of the statement becomes x, the answer is given, and x is asked for.
+  It is made by rule; the answer is the number.
+- *evolution* (as in Evol-Instruct): in depth, a harder version of a seed; in breadth, a new problem on
+  another subject. The answer is not known: the author's solutions must agree with each other.
 
 For every problem the author writes `solutions` chains of thought that end with "The answer is N". Those with
 the known answer are kept; without one, those of the majority if its share is at least `agreement` and a judge
@@ -49,8 +49,8 @@ DEPTH = (
     "reasoning. It must have one number as its answer. Write the problem alone.\n\n{question}"
 )
 BREADTH = (
-    "Write a new mathematics problem on another subject than the following one, about as hard, with one number "
-    "as its answer. Write the problem alone.\n\n{question}"
+    "Write a new mathematics problem on another subject than the following one, about as hard, with one "
+    "number as its answer. Write the problem alone.\n\n{question}"
 )
 DIFFICULTY = (
     "How hard is this problem, from 1 (one step) to 10 (an olympiad)? Answer with the number.\n\n{question}"

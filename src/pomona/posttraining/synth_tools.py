@@ -5,8 +5,9 @@
 - *none*: a request that no tool serves, answered in words, against calling whenever there are tools.
 
 The oracle tool stands among distractors, tools whose names and descriptions are most like its own, so that
-choosing is hard. A case is kept if its arguments obey the tool's schema and can be read off the request: every
-number and every text that is not one of a fixed choice must stand in it. The prompt is the `tools` task's.
+choosing is hard. A case is kept if its arguments obey the tool's schema and can be read off the request:
+every number and every text that is not one of a fixed choice must stand in it. The prompt is the `tools`
+task's.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ WRITE = (
     "Then give the arguments."
 )
 SMALL_TALK = (
-    "Write one short thing that a person may ask an assistant about {topic}, which needs no program to answer: "
-    "an opinion, an explanation or a piece of advice. Write the sentence alone."
+    "Write one short thing that a person may ask an assistant about {topic}, which needs no program to "
+    "answer: an opinion, an explanation or a piece of advice. Write the sentence alone."
 )
 ANSWER = "You are a helpful assistant. Answer in one or two sentences."
 MOODS = ("in a hurry", "politely", "in one short sentence", "with a reason why", "casually")
@@ -143,7 +144,8 @@ def _in(value: Any, schema: dict[str, Any], request: str) -> bool:
         inner = schema.get("properties", {})
         return all(_in(item, inner.get(name, {}), request) for name, item in value.items())
     words = re.findall(r"\w+", str(value).casefold())
-    return bool(words) and f" {' '.join(words)} " in f" {' '.join(re.findall(r'\w+', request.casefold()))} "
+    said = re.findall(r"\w+", request.casefold())
+    return bool(words) and f" {' '.join(words)} " in f" {' '.join(said)} "
 
 
 def _words(tool: Tool) -> str:
@@ -176,7 +178,7 @@ def _case(tool: Tool, kind: str, author: Author, rng: random.Random) -> Case | N
 
 
 def _valid(arguments: dict[str, Any], tool: Tool) -> bool:
-    import jsonschema
+    import jsonschema  # type: ignore[import-untyped]
 
     try:
         jsonschema.validate(arguments, {**tool.parameters, "additionalProperties": False})
