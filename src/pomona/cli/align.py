@@ -22,6 +22,7 @@ from pomona.cli import (
     align_prompts,
     align_reward,
     align_sft,
+    align_synth,
 )
 from pomona.cli.common import examples, new_app
 
@@ -35,6 +36,7 @@ COMMANDS: tuple[ModuleType, ...] = (
     align_mdloo,
     align_itec,
     align_mixture,
+    align_synth,
 )
 
 app = new_app()

@@ -121,5 +121,16 @@ def logits_gradient(
     return kl_C, entropy_C
 
 
+def entropies(logits_CV: Tensor, log_z_C: Tensor, temperature: float = 1.0) -> Tensor:
+    """[C]: of every distribution, in nats:  log z - sum_v pi_v z_v."""
+    kind = _kind(logits_CV)
+    found = torch.empty(len(logits_CV), dtype=kind)
+    for low in range(0, len(logits_CV), CACHED_TOKENS):
+        part = slice(low, low + CACHED_TOKENS)
+        log_pi = (logits_CV[part].to(kind) / temperature).sub_(log_z_C[part, None])
+        found[part] = -(log_pi.exp() * log_pi).sum(-1)
+    return found
+
+
 def _kind(logits: Tensor) -> torch.dtype:
     return torch.float64 if logits.dtype == torch.float64 else torch.float32

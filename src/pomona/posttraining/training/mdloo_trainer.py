@@ -70,8 +70,7 @@ class MdlooTrainer:
         if len(rows) != groups * samples:
             raise ValueError(f"{len(rows)} responses for {groups} prompts of {samples}")
         exact = o.method != "rs" and o.gamma > 0 and o.estimator == "exact" and o.inner_steps > 1
-        # Without a KL of any kind and with one step, pi_k is known when that step looks at it.
-        start = self.policy.score(rows, keep=exact)
+        start = self.policy.score(rows, keep=True)
         reference = start
         if o.beta > 0:
             with self.policy.as_reference():

@@ -26,6 +26,7 @@ from pomona.compression.training.network import Network
 from pomona.compression.training.parameters import new_adapters
 from pomona.posttraining.training.mdloo_loss import (
     Responses,
+    entropies,
     log_probs,
     logits_gradient,
     mirror_descent_coefficients,
@@ -116,22 +117,22 @@ class Policy:
             self.network.refresh()
 
     def score(self, rows: Sequence[Example], *, keep: bool = False) -> list[Score]:
-        """log pi(y | x) of every row, in nats; with `keep` the states that the exact KL needs."""
+        """log pi(y | x) of every row, in nats; with `keep` also the entropy, and the states that the exact KL
+        needs."""
         found: dict[int, Score] = {}
         for numbers, batch, responses in self._batches(rows):
             states_TD, _ = self.network.forward(batch.ids, lengths=batch.lengths)
             states_CD = states_TD[batch.places]
             logits_CV = self._logits(states_CD)
             log_p, log_z = log_probs(logits_CV, responses, self.temperature)
-            _, entropy = logits_gradient(
-                logits_CV, responses, log_z, torch.zeros(responses.count), temperature=self.temperature
-            )
-            sums, entropies = responses.sums(log_p).tolist(), responses.sums(entropy).tolist()
+            sums, entropy = responses.sums(log_p).tolist(), [0.0] * responses.count
+            if keep:
+                entropy = responses.sums(entropies(logits_CV, log_z, self.temperature)).tolist()
             ends = np.cumsum([rows[number].answers for number in numbers])
             for place, number in enumerate(numbers):
                 count = rows[number].answers
                 part = states_CD[int(ends[place]) - count : int(ends[place])]
-                found[number] = Score(sums[place], count, entropies[place], part.clone() if keep else None)
+                found[number] = Score(sums[place], count, entropy[place], part.clone() if keep else None)
         return [found[number] for number in range(len(rows))]
 
     def gradient(
