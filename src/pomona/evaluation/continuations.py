@@ -1,28 +1,32 @@
 """Log-likelihoods of continuations, for multiple choice: what contexts have in common is computed once.
 
-    with Continuations(engine) as scorer:
-        [(log_p, greedy), ...] = scorer.score([(context_ids, continuation_ids), ...])
+    scorer = Continuations(engine)
+    [Likelihood(log_p, greedy), ...] = scorer.score([(context_ids, continuation_ids), ...])
 
-Pairs are taken in the order of their tokens, so that neighbours share the longest beginnings: the worked
-examples of a few-shot prompt are read once for a whole task, a question once for all its answers. One
-sequence of the engine is cut back to what the next pair shares and goes on from there.
+Contexts are taken in the order of their tokens, a block at a time. What a block has in common (the worked
+examples of a few-shot prompt) goes into the engine's prefix cache first, then each context, then all
+continuations in batches. Continuations of one token are all read off the end of their context.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pomona.errors import PomonaError
 from pomona.runtime.adapters import LoadedAdapter
-from pomona.runtime.engine import BATCH_TOKENS, Engine
+from pomona.runtime.engine import BATCH_TOKENS, Engine, StepInput
+from pomona.runtime.engine import Sequence as EngineSequence
 
 Pair = tuple[Sequence[int], Sequence[int]]
-Floats = NDArray[np.float32]
+Ids = tuple[int, ...]
+OnPair = Callable[[int, int], None]
+
+BLOCK = 32  # contexts that are worked on at a time; their pages have to fit the cache together
+TOGETHER = 64  # sequences in one step
+WORTH_SHARING = 24  # new tokens of a context with several continuations, from which it is computed once
 
 
 @dataclass(frozen=True)
@@ -33,93 +37,119 @@ class Likelihood:
     greedy: bool
 
 
+@dataclass(frozen=True)
+class _Item:
+    """One sequence of a batch. answers: (index of a pair, its continuation); several only if each is one
+    token."""
+
+    context: Ids
+    answers: tuple[tuple[int, Ids], ...] = ()
+
+    @property
+    def drafts(self) -> Ids:
+        return self.answers[0][1][:-1] if self.answers else ()
+
+    @property
+    def targets(self) -> list[tuple[int, int]]:
+        if len(self.answers) == 1:
+            return list(enumerate(self.answers[0][1]))
+        return [(0, more[0]) for _, more in self.answers]
+
+
 class Continuations:
-    """Scores pairs on one engine, one after the other. A context manager; close() frees its sequence."""
+    """Scores pairs on one engine. Results do not depend on order or company."""
 
     def __init__(self, engine: Engine, adapter: LoadedAdapter | None = None) -> None:
         self._engine = engine
-        self._sequence = engine.new_sequence(adapter)
-        self._ids: list[int] = []  # in the sequence
-        self._context: list[int] = []  # of the last pair, and [V] what the model says after it:
-        self._last: Floats = np.zeros(0, np.float32)
+        self._adapter = adapter
         self.computed_tokens = 0  # that went through the model so far
 
-    def score(
-        self, pairs: Sequence[Pair], on_pair: Callable[[int, int], None] | None = None
-    ) -> list[Likelihood]:
-        """In the order of `pairs`. on_pair(done, total) after each.
+    def score(self, pairs: Sequence[Pair], on_pair: OnPair | None = None) -> list[Likelihood]:
+        """In the order of `pairs`. on_pair(done, total) after each block.
 
         PomonaError for an empty context or continuation, or a pair that is longer than the context window
         (`fit` cuts one).
         """
-        for context, continuation in pairs:
+        answers: dict[Ids, list[tuple[int, Ids]]] = {}
+        for index, (context, continuation) in enumerate(pairs):
             if not len(context) or not len(continuation):
                 raise PomonaError(
                     "a pair without context or without continuation; give at least a token of each"
                 )
-        results: list[Likelihood | None] = [None] * len(pairs)
-        order = sorted(range(len(pairs)), key=lambda i: (list(pairs[i][0]), list(pairs[i][1])))
-        for done, index in enumerate(order):
-            results[index] = self._one(list(pairs[index][0]), list(pairs[index][1]))
+            answers.setdefault(tuple(context), []).append((index, tuple(continuation)))
+        contexts = sorted(answers)
+        results: dict[int, Likelihood] = {}
+        for start in range(0, len(contexts), BLOCK):
+            block = {context: answers[context] for context in contexts[start : start + BLOCK]}
+            self._block(block, results)
             if on_pair is not None:
-                on_pair(done + 1, len(pairs))
-        return [result for result in results if result is not None]
+                on_pair(len(results), len(pairs))
+        return [results[index] for index in range(len(pairs))]
 
-    def _one(self, context: list[int], continuation: list[int]) -> Likelihood:
-        rows = [self._after(context)]
-        if len(continuation) > 1:
-            rows += [*self._read(continuation[:-1])]
-        log_p, greedy = 0.0, True
-        for row, token in zip(rows, continuation, strict=True):
-            log_p += float(row[token]) - log_sum_exp(row)
-            greedy = greedy and int(row.argmax()) == token
-        return Likelihood(log_p, greedy)
+    def _block(self, block: dict[Ids, list[tuple[int, Ids]]], results: dict[int, Likelihood]) -> None:
+        contexts = list(block)
+        stem = contexts[0][: common_length(contexts[0], contexts[-1])]
+        if len(contexts) > 1 and len(stem) >= WORTH_SHARING:
+            self._run([_Item(stem)], results)
+        several = [c for c, answers in block.items() if sum(len(more) > 1 for _, more in answers) > 1]
+        self._run([_Item(c) for c in several if len(c) - len(stem) >= WORTH_SHARING], results)
+        items = []
+        for context, answers in block.items():
+            if single := tuple(answer for answer in answers if len(answer[1]) == 1):
+                items.append(_Item(context, single))
+            items += [_Item(context, (answer,)) for answer in answers if len(answer[1]) > 1]
+        self._run(items, results)
 
-    def _after(self, context: list[int]) -> Floats:
-        """[V]: logits after `context`, which is what the sequence holds then."""
-        if context == self._context:
-            self._cut(len(context))
-            return self._last
-        self._context = []
-        self._cut(min(common_length(self._ids, context), len(context) - 1))
-        while (missing := len(context) - 1 - len(self._ids)) > 0:
-            part = np.asarray(context[len(self._ids) :][: min(missing, BATCH_TOKENS)], np.int32)
-            unwanted = np.full(len(part), -1, np.int32)  # no logits of these
-            self._engine._call(self._engine.native.score, self._sequence.handle, part, unwanted)
-            self._note(part.tolist())
-        [self._last] = self._read(context[-1:])
-        self._context = context
-        return self._last
+    def _run(self, items: Sequence[_Item], results: dict[int, Likelihood]) -> None:
+        """Items in batches; each brings what the prefix cache does not have of it."""
+        batch: list[tuple[_Item, StepInput]] = []
+        try:
+            for item in items:
+                sequence = self._engine.new_sequence(self._adapter)
+                rest = self._begin(sequence, item)
+                rows = sum(len(one.tokens) + len(one.drafts) for _, one in batch)
+                if len(batch) == TOGETHER or rows + len(rest) + len(item.drafts) > BATCH_TOKENS:
+                    self._flush(batch, results)
+                batch.append((item, StepInput(sequence, rest, drafts=item.drafts)))
+            self._flush(batch, results)
+        finally:
+            for _, one in batch:
+                one.sequence.close()
 
-    def _read(self, tokens: Sequence[int]) -> Floats:
-        """[T, V]: logits after each of the tokens, which are appended."""
-        out = np.empty((len(tokens), self._engine.config.vocab_size), np.float32)
-        for start in range(0, len(tokens), BATCH_TOKENS):
-            part = np.asarray(tokens[start : start + BATCH_TOKENS], np.int32)
-            self._engine._call(
-                self._engine.native.logits, self._sequence.handle, part, out[start : start + len(part)]
-            )
-            self._note(part.tolist())
-        return out
+    def _begin(self, sequence: EngineSequence, item: _Item) -> Ids:
+        """What is left of the context, few enough for a batch together with the continuation."""
+        try:
+            known = self._engine.reuse(sequence, item.context)
+            room = BATCH_TOKENS - len(item.drafts)
+            if room < 1:
+                raise PomonaError(
+                    f"a continuation of {len(item.drafts) + 1:,} tokens; at most {BATCH_TOKENS} can be scored"
+                )
+            while len(item.context) - known > room:
+                part = item.context[known : known + min(BATCH_TOKENS, len(item.context) - known - 1)]
+                self._engine.score_places([StepInput(sequence, part)], [[]])
+                self.computed_tokens += len(part)
+                known += len(part)
+        except BaseException:
+            sequence.close()
+            raise
+        return item.context[known:]
 
-    def _note(self, tokens: list[int]) -> None:
-        self._ids += tokens
-        self.computed_tokens += len(tokens)
-
-    def _cut(self, length: int) -> None:
-        self._sequence.truncate(length)
-        del self._ids[length:]
-
-    def close(self) -> None:
-        self._sequence.close()
-
-    def __enter__(self) -> Continuations:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    def _flush(self, batch: list[tuple[_Item, StepInput]], results: dict[int, Likelihood]) -> None:
+        if not batch:
+            return
+        inputs = [one for _, one in batch]
+        scored = self._engine.score_places(inputs, [item.targets for item, _ in batch])
+        self.computed_tokens += sum(len(one.tokens) + len(one.drafts) for one in inputs)
+        for (item, one), values in zip(batch, scored, strict=True):
+            one.sequence.close()
+            if len(item.answers) == 1:
+                log_p = float(np.sum([value for value, _ in values], dtype=np.float64))
+                results[item.answers[0][0]] = Likelihood(log_p, all(likeliest for _, likeliest in values))
+            else:
+                for (index, _), (log_p, likeliest) in zip(item.answers, values, strict=True):
+                    results[index] = Likelihood(log_p, likeliest)
+        batch.clear()
 
 
 def fit(context: Sequence[int], continuation: Sequence[int], limit: int) -> tuple[list[int], list[int]]:
@@ -141,9 +171,3 @@ def common_length(a: Sequence[int], b: Sequence[int]) -> int:
     length = min(len(a), len(b))
     differ = np.flatnonzero(np.asarray(a[:length]) != np.asarray(b[:length]))
     return int(differ[0]) if differ.size else length
-
-
-def log_sum_exp(row: Floats) -> float:
-    """In float64: 49,152 float32 terms lose digits otherwise."""
-    high = float(row.max())
-    return high + float(np.log(np.exp(row.astype(np.float64) - high).sum()))

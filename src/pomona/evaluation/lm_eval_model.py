@@ -119,10 +119,9 @@ class Answers:
         """(log p, whether greedy decoding would write it) of each (context, continuation)."""
         name = self._adapter
         loaded = None if name is None else self._model.adapters.acquire(name)
-        with Continuations(self._model.engine, loaded) as scorer:
-            found = scorer.score(
-                [fit(context, more, self.limit) for context, more in pairs], self._told("score answers")
-            )
+        found = Continuations(self._model.engine, loaded).score(
+            [fit(context, more, self.limit) for context, more in pairs], self._told("score answers")
+        )
         return [(one.log_p, one.greedy) for one in found]
 
     def rolling(self, text: str) -> float:
