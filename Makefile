@@ -101,6 +101,10 @@ bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL an
 bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
 	$(PY) -m benchmarks.tasks $(ARGS)
 
+.PHONY: bench-evaluation
+bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 

@@ -78,7 +78,8 @@ def benchmarks() -> list[Benchmark]:
         ("--threads", str(both[0])),
     )
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks]
+    evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks, evaluation]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
