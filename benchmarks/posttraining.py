@@ -2,7 +2,7 @@
 
     python -m benchmarks.posttraining --quick
     python -m benchmarks.posttraining
-    python -m benchmarks.posttraining --skip peers rounds
+    python -m benchmarks.posttraining --skip llama rounds
 
 *Equations*: the step against a derivation by hand and against TRL's RLOO, and the KL that many inner steps
 reach with gamma and without.
@@ -45,7 +45,7 @@ from benchmarks.common import (
 )
 from benchmarks.peer import QUANTISATIONS, ROOT
 
-PARTS = ("equations", "rollouts", "peers", "committee", "rounds", "reward")
+PARTS = ("equations", "rollouts", "transformers", "llama", "committee", "rounds", "reward")
 MEMBERS = 4
 HAND_GAP, TRL_GAP = 1e-8, 1e-4
 OVER_TRANSFORMERS, OVER_LLAMA = 10.0, 2.0
@@ -115,7 +115,7 @@ class Bench:
 
     # --- roll-outs ----------------------------------------------------------------------------------------
 
-    def rollouts(self, peers: bool) -> None:
+    def rollouts(self, peers: set[str]) -> None:
         """Tokens per second of everyone, in turns."""
         from pomona.models.store import resolve
         from pomona.posttraining.rollouts import LocalRollOuts
@@ -128,24 +128,20 @@ class Bench:
                 local = stack.enter_context(LocalRollOuts(name, threads=o.threads))
                 ids = [local.render([{"role": "user", "content": text}]) for text in self.texts()]
                 contestants[f"pomona, {name}"] = self.ours(local, ids)
-            if peers:
-                from benchmarks.rollout_peer import GeneratePeer, SamplingServer
+            if "transformers" in peers:
+                from benchmarks.rollout_peer import GeneratePeer
 
-                generate = stack.enter_context(
-                    GeneratePeer(sys.executable, resolve(o.reference), threads=o.threads)
-                )
+                generate = GeneratePeer(sys.executable, resolve(o.reference), threads=o.threads)
+                stack.enter_context(generate)
                 for dtype in ("bfloat16", "float32"):
                     contestants[f"transformers, {dtype}"] = self.theirs(generate, ids, dtype=dtype)
+            if "llama" in peers:
+                from benchmarks.rollout_peer import SamplingServer
+
                 for file in QUANTISATIONS:
-                    server = stack.enter_context(
-                        SamplingServer(
-                            Path(o.server),
-                            Path(o.peer_models) / file,
-                            (),
-                            slots=self.prompts * self.samples,
-                            threads=o.threads,
-                        )
-                    )
+                    model, slots = Path(o.peer_models) / file, self.prompts * self.samples
+                    server = SamplingServer(Path(o.server), model, (), slots=slots, threads=o.threads)
+                    stack.enter_context(server)
                     contestants[f"llama.cpp, {file.removesuffix('.gguf')}"] = self.theirs(server, ids)
             for name, run in contestants.items():  # the first time of each sets things up
                 _progress(f"{name}: first run")
@@ -322,7 +318,7 @@ def run(options: argparse.Namespace) -> Report:
         if "equations" in parts:
             bench.equations()
         if "rollouts" in parts:
-            bench.rollouts("peers" in parts)
+            bench.rollouts(parts & {"transformers", "llama"})
         if "committee" in parts:
             bench.committee()
         if "rounds" in parts:
