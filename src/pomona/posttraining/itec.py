@@ -19,8 +19,10 @@ on where it was. Within a step, responses and training have their own checkpoint
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -187,7 +189,7 @@ class Round:
         answers = self._sampled()
         self._to_judge(answers, preferences)
         self._refresh()
-        with _closing(parse_reward(self.reward_spec)) as reward:
+        with contextlib.closing(parse_reward(self.reward_spec)) as reward:
             answers = self._scored(answers, reward)
             self._pick(answers)
             new = self._trained(reward)
@@ -383,17 +385,6 @@ class Round:
             self.progress("sample", done, total)
 
 
-class _closing:  # noqa: N801 - as contextlib.closing, for a Protocol
-    def __init__(self, reward: Reward) -> None:
-        self.reward = reward
-
-    def __enter__(self) -> Reward:
-        return self.reward
-
-    def __exit__(self, *_: object) -> None:
-        self.reward.close()
-
-
 def _read_state(
     work: Path,
     base: Path,
@@ -402,8 +393,6 @@ def _read_state(
     members: Sequence[tuple[str, Path]],
     restart: bool,
 ) -> dict[str, Any]:
-    import shutil
-
     from pomona.posttraining.mdloo import prompts_digest
 
     path = work / STATE

@@ -112,6 +112,7 @@ def mdloo(
     options = options or MdlooOptions()
     name = checked_name(name)
     target = base / ADAPTERS_FOLDER / name if target is None else Path(target)
+    overwrite |= resume  # it may have been killed behind its last word
     if target.exists() and not overwrite:
         raise PomonaError(f"{target}: is there already; ask to overwrite it, or choose another --name")
     if not prompts:

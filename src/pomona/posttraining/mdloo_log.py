@@ -62,13 +62,14 @@ class Iteration:
         parts = [
             f"iteration {self.iteration}",
             f"reward {self.reward:.3f}",
-            f"KL to reference {self.kl_reference:.2f}",
             f"KL of the step {self.kl_start:.3f}",
             f"length {self.length:.0f}",
             f"entropy {self.entropy:.2f}",
-            f"ratio {self.ratio_low:.2f}-{self.ratio_high:.2f}",
+            f"ratio {self.ratio_low:.2g} to {self.ratio_high:.3g}",
             f"{self.seconds:.0f} s ({self.rollout_tokens_per_second:.0f} tokens/s sampled)",
         ]
+        if math.isfinite(self.kl_reference):
+            parts.insert(2, f"KL to the reference {self.kl_reference:.2f}")
         parts += [f"{count} {kind}" for kind, count in sorted(self.problems.items())]
         return ", ".join(parts)
 
@@ -109,7 +110,7 @@ class RunLog:
     def add(self, one: Iteration) -> None:
         self.iterations.append(one)
         with (self.folder / LOG).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(one)) + "\n")
+            file.write(_line(one))
         values = {
             f"mdloo/{name}": float(value)
             for name, value in asdict(one).items()
@@ -137,7 +138,7 @@ class RunLog:
 
     def _rewrite(self) -> None:
         new = self.folder / f"{LOG}.new"
-        new.write_text("".join(json.dumps(asdict(one)) + "\n" for one in self.iterations), encoding="utf-8")
+        new.write_text("".join(map(_line, self.iterations)), encoding="utf-8")
         new.replace(self.folder / LOG)
 
     def __enter__(self) -> RunLog:
@@ -155,5 +156,16 @@ def read_log(path: Path) -> list[Iteration]:
         for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
             if not line.endswith("\n"):
                 break
-            found.append(Iteration(**json.loads(line)))
+            raw: dict[str, Any] = json.loads(line)
+            raw |= {key: math.nan for key, value in raw.items() if value is None}
+            found.append(Iteration(**raw))
     return found
+
+
+def _line(one: Iteration) -> str:
+    """JSON has no NaN: null stands for it."""
+    plain = {
+        key: None if isinstance(value, float) and math.isnan(value) else value
+        for key, value in asdict(one).items()
+    }
+    return json.dumps(plain) + "\n"

@@ -39,7 +39,7 @@ class MdlooOptions(Options):
     max_ratio: Annotated[float, Field(ge=1)] | None = 10.0
     inner_steps: Annotated[int, Field(ge=1, le=1000)] = 4
     mini_batches: Annotated[int, Field(ge=1, le=1024)] = 1
-    lr: Positive = 1e-4
+    lr: Positive = 5e-5
     clip: Positive = 1.0
     rank: Annotated[int, Field(ge=1, le=1024)] = 16
     max_new_tokens: Annotated[int, Field(ge=1, le=32_768)] = 128

@@ -38,8 +38,9 @@ _BETAS = (0.9, 0.95)
 @dataclass(frozen=True)
 class IterationStats:
     """Means over the responses of an iteration. kl_reference: log pi_k - log pi_ref of the samples, nats per
-    response. kl_start: KL(pi || pi_k) when the last inner step looked, before it was made, nats per response;
-    0 with one step. ratio: largest and smallest rho then. entropy: nats per token of pi_k."""
+    response; NaN without beta, when nobody asks the reference. kl_start: KL(pi || pi_k) when the last inner
+    step looked, before it was made, nats per response; 0 with one step. ratio: largest and smallest rho then.
+    entropy: nats per token of pi_k."""
 
     kl_reference: float
     kl_start: float
@@ -70,7 +71,7 @@ class MdlooTrainer:
         if len(rows) != groups * samples:
             raise ValueError(f"{len(rows)} responses for {groups} prompts of {samples}")
         exact = o.method != "rs" and o.gamma > 0 and o.estimator == "exact" and o.inner_steps > 1
-        start = self.policy.score(rows, keep=True)
+        start = self.policy.score(rows, entropy=True, keep=exact)
         reference = start
         if o.beta > 0:
             with self.policy.as_reference():
@@ -91,7 +92,7 @@ class MdlooTrainer:
         self.iteration += 1
         tokens = sum(score.tokens for score in start)
         return IterationStats(
-            kl_reference=float(np.mean(log_k - log_ref)),
+            kl_reference=float(np.mean(log_k - log_ref)) if o.beta > 0 else math.nan,
             kl_start=last.kl,
             advantage_spread=float(np.std(advantage)),
             entropy=sum(score.entropy for score in start) / max(tokens, 1),

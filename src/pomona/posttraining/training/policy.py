@@ -29,12 +29,8 @@ from pomona.posttraining.training.mdloo_loss import (
     entropies,
     log_probs,
     logits_gradient,
-    mirror_descent_coefficients,
-    sampled_kl,
 )
 from pomona.runtime.adapter_writer import Pair
-
-__all__ = ["Policy", "Score", "StepSums", "mirror_descent_coefficients", "response_row", "sampled_kl"]
 
 # log pi(y | x) of the responses of a pass, their numbers among the rows -> c_i
 Coefficients = Callable[[Tensor, list[int]], Tensor]
@@ -116,23 +112,22 @@ class Policy:
             self.flat.values.copy_(values)
             self.network.refresh()
 
-    def score(self, rows: Sequence[Example], *, keep: bool = False) -> list[Score]:
-        """log pi(y | x) of every row, in nats; with `keep` also the entropy, and the states that the exact KL
-        needs."""
+    def score(self, rows: Sequence[Example], *, entropy: bool = False, keep: bool = False) -> list[Score]:
+        """log pi(y | x) of every row, in nats. keep: with the states that the exact KL needs."""
         found: dict[int, Score] = {}
         for numbers, batch, responses in self._batches(rows):
             states_TD, _ = self.network.forward(batch.ids, lengths=batch.lengths)
             states_CD = states_TD[batch.places]
             logits_CV = self._logits(states_CD)
             log_p, log_z = log_probs(logits_CV, responses, self.temperature)
-            sums, entropy = responses.sums(log_p).tolist(), [0.0] * responses.count
-            if keep:
-                entropy = responses.sums(entropies(logits_CV, log_z, self.temperature)).tolist()
+            sums, spread = responses.sums(log_p).tolist(), [0.0] * responses.count
+            if entropy:
+                spread = responses.sums(entropies(logits_CV, log_z, self.temperature)).tolist()
             ends = np.cumsum([rows[number].answers for number in numbers])
             for place, number in enumerate(numbers):
                 count = rows[number].answers
                 part = states_CD[int(ends[place]) - count : int(ends[place])]
-                found[number] = Score(sums[place], count, entropy[place], part.clone() if keep else None)
+                found[number] = Score(sums[place], count, spread[place], part.clone() if keep else None)
         return [found[number] for number in range(len(rows))]
 
     def gradient(
