@@ -12,6 +12,7 @@ import torch
 from pomona.posttraining.advantage import best_of, leave_one_out, shaped_rewards
 from pomona.posttraining.training.mdloo_loss import (
     Responses,
+    entropies,
     log_probs,
     logits_gradient,
     mirror_descent_coefficients,
@@ -46,7 +47,8 @@ def ours(
     log_old, _ = log_probs(before, responses, temperature)
     log_ratio = responses.sums(log_p) - responses.sums(log_old)
     a = torch.from_numpy(advantage)
-    kl, entropy = logits_gradient(
+    entropy = entropies(logits, log_z, temperature)
+    kl = logits_gradient(
         logits,
         responses,
         log_z,

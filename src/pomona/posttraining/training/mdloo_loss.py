@@ -91,14 +91,14 @@ def logits_gradient(
     kl_weight: float = 0.0,
     old_logits: Callable[[slice], Tensor] | None = None,
     temperature: float = 1.0,
-) -> tuple[Tensor, Tensor]:
+) -> Tensor:
     """Puts the gradient of  sum_i c_i log pi(y_i | x) + kl_weight sum_t KL_t  in the logits' place.
 
     old_logits: gives pi_k's logits of a block of tokens, for the KL over the full vocabulary; without it
-    there is none. Gives ([C] KL_t, [C] entropy), both in nats.
+    there is none. Gives [C] KL_t in nats.
     """
     kind = _kind(logits_CV)
-    kl_C, entropy_C = (torch.zeros(len(logits_CV), dtype=kind) for _ in range(2))
+    kl_C = torch.zeros(len(logits_CV), dtype=kind)
     coefficient_C = coefficient_N.to(kind)[responses.owner_C]
     for start in range(0, len(logits_CV), BLOCK_TOKENS):
         end = min(start + BLOCK_TOKENS, len(logits_CV))
@@ -107,7 +107,6 @@ def logits_gradient(
             part = slice(low, min(low + CACHED_TOKENS, end))
             log_pi = (logits_CV[part].to(kind) / temperature).sub_(log_z_C[part, None])
             pi = log_pi.exp()
-            entropy_C[part] = -(pi * log_pi).sum(-1)
             grad = pi * -coefficient_C[part, None]
             place = responses.tokens_C[part, None]
             grad.scatter_add_(1, place, coefficient_C[part, None])
@@ -118,7 +117,7 @@ def logits_gradient(
                 kl_C[part] = kl
                 grad.add_(gap.sub_(kl[:, None]).mul_(pi), alpha=kl_weight)
             logits_CV[part].copy_(grad.div_(temperature))
-    return kl_C, entropy_C
+    return kl_C
 
 
 def entropies(logits_CV: Tensor, log_z_C: Tensor, temperature: float = 1.0) -> Tensor:

@@ -87,8 +87,10 @@ class MdlooTrainer:
             advantage = leave_one_out(shaped).reshape(-1)
         last = _Step()
         for step in range(o.inner_steps):
+            # At the first step the policy is still pi_k: its KL and that one's gradient are zero.
+            bounded = o.method != "rs" and o.gamma > 0 and step > 0
             chosen = self._part(step, groups, samples)
-            last = self._step(rows, chosen, advantage, start, exact)
+            last = self._step(rows, chosen, advantage, start, bounded=bounded)
         self.iteration += 1
         tokens = sum(score.tokens for score in start)
         return IterationStats(
@@ -118,14 +120,16 @@ class MdlooTrainer:
         chosen: list[int],
         advantage: NDArray[np.float64],
         start: Sequence[Score],
-        exact: bool,
+        *,
+        bounded: bool,
     ) -> _Step:
+        """bounded: with the KL to the start."""
         o = self.options
         found = _Step()
         total = len(chosen)
-        if o.method == "rs" or not exact:  # what teaches nothing need not be read, unless for its KL
-            needed = o.method != "rs" and o.gamma > 0 and o.inner_steps > 1
-            chosen = [n for n in chosen if needed or advantage[n] != 0]
+        exact = bounded and o.estimator == "exact"
+        if not bounded:  # what has no advantage need not be read, unless for its KL
+            chosen = [n for n in chosen if advantage[n] != 0]
         if not chosen:
             return found
         learnt = sum(rows[n].answers for n in chosen)

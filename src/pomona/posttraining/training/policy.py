@@ -54,7 +54,6 @@ class StepSums:
     tokens: int = 0  # of responses
     read: int = 0  # that the network read
     kl: float = 0.0  # to the iteration's start policy, over the full vocabulary
-    entropy: float = 0.0
 
 
 def response_row(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Example:
@@ -146,7 +145,7 @@ class Policy:
             states_TD, kept = self.network.forward(batch.ids, keep=True, lengths=batch.lengths)
             logits_CV = self._logits(states_TD[batch.places])
             log_p, log_z = log_probs(logits_CV, responses, self.temperature)
-            kl, entropy = logits_gradient(
+            kl = logits_gradient(
                 logits_CV,
                 responses,
                 log_z,
@@ -161,7 +160,6 @@ class Policy:
             found.tokens += len(log_p)
             found.read += int(batch.ids.shape[1])
             found.kl += float(kl.sum())
-            found.entropy += float(entropy.sum())
         return found
 
     def _old_logits(self, old: Sequence[Score], numbers: Sequence[int]) -> Callable[[slice], Tensor]:
