@@ -125,7 +125,7 @@ def itec(
     progress: Progress | None = None,
     on_step: OnStep | None = None,
 ) -> dict[str, Any]:
-    """Runs `rounds` rounds more in the folder `work`, after finishing one that was interrupted; gives the
+    """Runs `rounds` rounds more in the folder `work`, beginning with one that was interrupted; gives the
     state: rounds that are done, the committee, the newest reward.
 
     reward: as parse_reward takes it. members: (name, adapter) of the first committee, beside the base.
