@@ -46,7 +46,7 @@ def test_sft_then_dpo_from_its_adapter(
     assert done.json["run"]["steps"] == 2 and done.json["data"]["good"] == 12
     assert "rows that can be used" in done.err
     done = pomona(
-        "align", "dpo", str(base), str(pairs), "--out", str(tmp_path / "dpo"), "--start", adapter,
+        "align", "dpo", str(base), str(pairs), "--out", str(tmp_path / "dpo"), "--start", str(tmp_path / "sft"),
         "--validation", "0.25", *TINY, *work,
     )  # fmt: skip
     assert done.code == 0, done.err
