@@ -50,7 +50,7 @@ class GradedRewardNetwork(PreTrainedModel):  # type: ignore[misc]
 
     def __init__(self, config: Any) -> None:
         super().__init__(config)
-        self.model = AutoModel.from_config(config)
+        self.model = AutoModel.from_config(config, dtype=torch.float32)
         width = config.hidden_size
         self.score = nn.Linear(width, 1, bias=False)
         nn.init.normal_(self.score.weight, std=(width + 1) ** -0.5)  # rewards of the size of 1 at first
