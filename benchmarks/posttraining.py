@@ -13,14 +13,13 @@ Tokens up to the end of each response count, those that fill a batch up do not.
 
 *Committee*: four adapters sampled in one mixed batch against one after the other; then two rounds of iTeC.
 
-benchmarks.posttraining_mdloo trains on verifiable prompts and asks IFEval.
+benchmarks.posttraining_mdloo trains on verifiable prompts and asks IFEval; benchmarks.posttraining_reward is
+about the reward model.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
 import signal
 import statistics
 import sys
@@ -45,7 +44,7 @@ from benchmarks.common import (
 )
 from benchmarks.peer import QUANTISATIONS, ROOT
 
-PARTS = ("equations", "rollouts", "transformers", "llama", "committee", "rounds", "reward")
+PARTS = ("equations", "rollouts", "transformers", "llama", "committee", "rounds")
 MEMBERS = 4
 HAND_GAP, TRL_GAP = 1e-8, 1e-4
 OVER_TRANSFORMERS, OVER_LLAMA = 10.0, 2.0
@@ -248,7 +247,7 @@ class Bench:
         from pomona.posttraining.options import read_recipe
 
         o = self.options
-        options = read_recipe(ROOT / "recipes" / "laptop" / "itec.yaml", "itec", ItecOptions)
+        options = read_recipe(ROOT / "recipes" / "post" / "itec-laptop.yaml", "itec", ItecOptions)
         prompts = make_prompts(
             InstructionOptions(rows=options.held_out + 2 * (options.prompts or 1), seed=SEED)
         )
@@ -296,23 +295,12 @@ class Bench:
                 f"iTeC, round {number}: held-out reward of {member['name']}", f"{member['reward']:.3f}", kind
             )
 
-    def reward(self) -> None:
-        """The reward model's figures, where its benchmark is there."""
-        name = "benchmarks.posttraining_reward"
-        if importlib.util.find_spec(name) is None:
-            self.notes.append("the reward model has no benchmark here")
-            return
-        rows, goals, notes = importlib.import_module(name).measure(self.options)
-        self.rows += [{"what": one["what"], "value": one["value"], "beside": one["beside"]} for one in rows]
-        self.goals += goals
-        self.notes += notes
-
 
 def run(options: argparse.Namespace) -> Report:
     machine = machine_facts()
     parts = set(PARTS) - set(options.skip)
     if options.quick:
-        parts -= {"rounds", "reward"}
+        parts -= {"rounds"}
     with tempfile.TemporaryDirectory(prefix="pomona-posttraining-") as folder:
         bench = Bench(options, Path(folder))
         if "equations" in parts:
@@ -323,8 +311,6 @@ def run(options: argparse.Namespace) -> Report:
             bench.committee()
         if "rounds" in parts:
             bench.itec_rounds()
-        if "reward" in parts:
-            bench.reward()
     if not bench.rows:
         raise BenchmarkError("every part is left out; give fewer to --skip")
     if options.skip:

@@ -6,7 +6,7 @@
 
 Each method trains an adapter of the same start on the project's own prompts (posttraining/instructions.py;
 none shares a run of words with IFEval's) for the same time on the same threads, with the recipe in
-recipes/laptop/mdloo.yaml. Before and after, IFEval's prompts and held-out prompts of our own are answered
+recipes/post/mdloo-laptop.yaml. Before and after, IFEval's prompts and held-out ones of our own are answered
 greedily. Intervals are 95% by resampling prompts; a gain is resampled on the same prompts before and after.
 Needs the public data sets (POMONA_DATA).
 """
@@ -144,7 +144,7 @@ def train(
     from pomona.posttraining.options import read_recipe
     from pomona.posttraining.rewards import VerifierReward
 
-    recipe = read_recipe(ROOT / "recipes" / "laptop" / "mdloo.yaml", "mdloo", MdlooOptions)
+    recipe = read_recipe(ROOT / "recipes" / "post" / "mdloo-laptop.yaml", "mdloo", MdlooOptions)
     changes: dict[str, Any] = {"method": method, "seed": seed, "minutes": minutes, "iterations": 100_000}
     if method == "rloo":
         changes |= {"gamma": 0.0, "inner_steps": 1, "mini_batches": 1}

@@ -81,6 +81,7 @@ def benchmarks() -> list[Benchmark]:
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
     posttraining = [
         Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
+        Benchmark("posttraining_reward", "The reward model's labels: soft, hard, margin"),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
     speed = [*decode, adapters, scheduler, speculation, guided]

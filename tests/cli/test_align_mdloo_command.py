@@ -19,7 +19,7 @@ from pomona.posttraining.prompts import read_prompts
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "adapters"))
 from adapt_samples import tiny_model
 
-RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "post"
 SMALL = ("--prompts", "2", "--samples", "2", "--max-new-tokens", "6", "--rank", "2", "--threads", "1")
 
 
@@ -131,11 +131,10 @@ def test_itec_runs_a_round_and_says_who_sits_in_the_committee(
 
 
 @pytest.mark.parametrize(
-    "path", sorted(RECIPES.glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+    "name", ["mdloo-laptop", "mdloo-report", "rloo-laptop", "itec-laptop", "itec-report"]
 )
-def test_every_recipe_of_mdloo_and_itec_can_be_read(path: Path) -> None:
-    kinds = {"mdloo": MdlooOptions, "itec": ItecOptions}
+def test_recipes_can_be_read_and_say_something(name: str) -> None:
+    kinds: dict[str, Any] = {"mdloo": MdlooOptions, "itec": ItecOptions}
+    path = RECIPES / f"{name}.yaml"
     technique = path.read_text().split("\n", 1)[0].removeprefix("technique: ")
-    if technique not in kinds:
-        pytest.skip("of another technique")
     assert read_recipe(path, technique, kinds[technique]) != kinds[technique]()
