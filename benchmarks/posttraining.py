@@ -123,8 +123,10 @@ class Bench:
         with ExitStack() as stack:
             contestants: dict[str, Callable[[], float]] = {}
             ids: list[list[int]] = []
+            locals_: list[LocalRollOuts] = []
             for name in (o.model, o.reference):
                 local = stack.enter_context(LocalRollOuts(name, threads=o.threads))
+                locals_.append(local)
                 ids = [local.render([{"role": "user", "content": text}]) for text in self.texts()]
                 contestants[f"pomona, {name}"] = self.ours(local, ids)
             if "transformers" in peers:
@@ -142,6 +144,7 @@ class Bench:
                     server = SamplingServer(Path(o.server), model, (), slots=slots, threads=o.threads)
                     stack.enter_context(server)
                     contestants[f"llama.cpp, {file.removesuffix('.gguf')}"] = self.theirs(server, ids)
+            self.shares(locals_[0], contestants[f"pomona, {o.model}"])
             for name, run in contestants.items():  # the first time of each sets things up
                 _progress(f"{name}: first run")
                 run()
@@ -165,6 +168,23 @@ class Bench:
             "long, sampled at temperature 1 from the whole distribution; everyone gets all at once"
         )
         self.results["rollout_tokens_per_second"] = speeds
+
+    def shares(self, rollouts: Any, run: Callable[[], float]) -> None:
+        """Where the time of one run goes."""
+        import time
+
+        rollouts.engine.profile(True)
+        before = rollouts.scheduler.stats().step_seconds
+        started = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - started
+        steps = rollouts.scheduler.stats().step_seconds - before
+        profile = rollouts.engine.take_profile()
+        rollouts.engine.profile(False)
+        attention = profile.pop("attention", 0.0) / 1e9
+        products = sum(profile.values()) / 1e9
+        shown = f"attention {attention / seconds:.0%}, outside of steps {1 - steps / seconds:.0%}"
+        self.row("roll-outs: time in products with the base's weights", f"{products / seconds:.0%}", shown)
 
     def texts(self) -> list[str]:
         from pomona.posttraining.instructions import InstructionOptions, make_prompts

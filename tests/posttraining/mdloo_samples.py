@@ -15,6 +15,7 @@ __all__ = ["OPTIONS", "Letters", "prompts", "tiny_model"]
 
 OPTIONS = MdlooOptions(
     iterations=3,
+    warm_up=0,
     prompts=2,
     samples=4,
     beta=0.01,

@@ -55,14 +55,14 @@ class IterationStats:
 
 
 class MdlooTrainer:
-    """Trains `policy` in place. `iteration` counts those that are done."""
+    """Trains `policy` in place. iteration, steps: of the optimizer; that are done."""
 
     def __init__(self, policy: Policy, options: MdlooOptions) -> None:
         self.policy, self.options = policy, options
         self.optimizer = torch.optim.AdamW(
             [policy.flat.values], lr=options.lr, betas=_BETAS, weight_decay=0.0
         )
-        self.iteration = 0
+        self.iteration = self.steps = 0
 
     def iterate(self, rows: Sequence[Example], reward_PK: NDArray[np.float64]) -> IterationStats:
         """rows: the responses, K of a prompt one after the other. reward: NaN where none was had."""
@@ -177,6 +177,10 @@ class MdlooTrainer:
         if norm > self.options.clip:
             flat.grads.mul_(self.options.clip / norm)
         flat.values.grad = flat.grads
+        self.steps += 1
+        self.optimizer.param_groups[0]["lr"] = self.options.lr * min(
+            self.steps / max(self.options.warm_up, 1), 1
+        )
         self.optimizer.step()
         self.policy.network.refresh()
         return norm
@@ -194,8 +198,7 @@ class MdlooTrainer:
             "mean": state.get("exp_avg", zeros),
             "square": state.get("exp_avg_sq", zeros),
         }
-        steps = int(state["step"]) if "step" in state else 0
-        meta = {"iteration": self.iteration, "steps": steps, **extra}
+        meta = {"iteration": self.iteration, "steps": self.steps, **extra}
         path = folder / STATE
         new = path.with_suffix(".new")
         specs = [TensorSpec(name, "F32", tuple(vector.shape)) for name, vector in vectors.items()]
@@ -212,12 +215,12 @@ class MdlooTrainer:
         flat = self.policy.flat
         if vectors["values"].shape != flat.values.shape:
             raise PomonaError(f"{folder / STATE}: belongs to another adapter; give the same, or --restart")
-        self.iteration = meta["iteration"]
+        self.iteration, self.steps = meta["iteration"], meta["steps"]
         self.policy.reference.copy_(vectors["reference"])
         flat.values.copy_(vectors["values"])
-        if meta["steps"]:
+        if self.steps:
             self.optimizer.state[flat.values] = {
-                "step": torch.tensor(float(meta["steps"])),
+                "step": torch.tensor(float(self.steps)),
                 "exp_avg": vectors["mean"],
                 "exp_avg_sq": vectors["square"],
             }
