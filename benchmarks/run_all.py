@@ -78,7 +78,10 @@ def benchmarks() -> list[Benchmark]:
         ("--threads", str(both[0])),
     )
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks]
+    reward = Benchmark(
+        "posttraining_reward", "The reward model on real pairs: soft labels, hard labels, margin"
+    )
+    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks, reward]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
