@@ -134,7 +134,7 @@ class TestWhatIsWritten:
             same = float((theirs.argmax(-1) == compressed.argmax(-1)).mean())
             print(f"\nadapter {adapter}: mean KL {lost}, same top token {same:.3f}")
             assert lost["16 bit"] < MEAN_KL
-            assert lost["compressed"] < 5 * MEAN_KL_PACKED  # activations of 8 bits, adapters that are strong
+            assert lost["compressed"] < 2 * MEAN_KL_PACKED  # activations of 8 bits, adapters that are strong
             assert same > 0.95
 
 
