@@ -2,10 +2,10 @@
 
     replies = asyncio.run(closed_loop(port, requests, clients=32))
 
-A client sends its next request when it has the whole answer to the one before (a closed loop), on a connection
-that it keeps. There is no HTTP library between: parsing a stream costs some microseconds per token, so
-that the load takes little from a server on the same cores. `benchmarks/soak.py` uses the same connections to
-misbehave.
+A client sends its next request when it has the whole answer to the one before (a closed loop), on a
+connection that it keeps. There is no HTTP library between: parsing a stream costs some microseconds per token,
+so that the load takes little from a server on the same cores. `benchmarks/soak.py` uses the same connections
+to misbehave.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Reply:
     finish_reason: str | None = None
     whole: bool = False  # the stream's last word was there
     body: bytes = b""  # of an answer that is no stream
-    extra: Mapping[str, Any] = field(default_factory=dict)  # other members of the last event with a `usage`
+    adapter: tuple[str | None, int | None] | None = None  # name and version, where a stream tells them
 
     @property
     def text(self) -> str:
@@ -199,9 +199,9 @@ def note(reply: Reply, event: bytes) -> None:
             reply.times.append(now)
             reply.pieces.append(piece)
         reply.finish_reason = choice.get("finish_reason") or reply.finish_reason
-    if found.get("usage"):
-        reply.usage = found["usage"]
-        reply.extra = {key: value for key, value in found.items() if key not in ("choices", "usage")}
+    reply.usage = found.get("usage") or reply.usage
+    if "adapter" in found:
+        reply.adapter = (found["adapter"], found.get("adapter_version"))
 
 
 async def closed_loop(

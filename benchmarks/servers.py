@@ -1,6 +1,6 @@
 """`pomona serve` in a process of its own, and what the system says about a server's process.
 
-    with PomonaServer(model, threads=2, options=["--max-running", "64"]) as server:
+    with PomonaServer(model, folder, threads=2, settings={"max_running": 64}) as server:
         asyncio.run(closed_loop(server.port, ...))
 
 The model is a directory of links to an existing one, with adapters of our own beside them: a cache is never
@@ -17,7 +17,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,15 +40,28 @@ def linked_model(source: Path, target: Path) -> Path:
 class PomonaServer(ChildProcess):
     """`pomona serve MODEL` on a free port of 127.0.0.1."""
 
-    def __init__(self, model: Path, *, threads: int, options: Sequence[str] = (), log: Path | None = None):
-        """Returns when the server is ready. log: where its output goes. Raises BenchmarkError with its last
-        line if it does not start."""
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        *,
+        threads: int,
+        settings: Mapping[str, Any] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        """Returns when the server is ready. folder: for its configuration file. settings: keys of that file.
+        log: where its output goes, by default into `folder`.
+
+        Raises BenchmarkError with its last line if it does not start.
+        """
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        command = [sys.executable, "-m", "pomona", "serve", str(model), "--port", str(self.port)]
-        command += ["--threads", str(threads), *options]
-        self._log = (log or Path(os.devnull)).open("wb+")
+        config = folder / "server.yaml"
+        values = {"model": str(model), "port": self.port, "threads": threads, **(settings or {})}
+        config.write_text(json.dumps(values), encoding="utf-8")  # JSON is YAML
+        command = [sys.executable, "-m", "pomona", "serve", "--config", str(config)]
+        self._log = (log or folder / "server.log").open("wb+")
         super().__init__(
             subprocess.Popen(command, cwd=ROOT, stdout=self._log, stderr=subprocess.STDOUT, text=True)
         )
@@ -96,8 +109,13 @@ class PomonaServer(ChildProcess):
         return lines[-1][:300] if lines else "it printed nothing"
 
     @property
+    def returncode(self) -> int | None:
+        """Its exit status; None while it runs."""
+        return self._process.poll()
+
+    @property
     def running(self) -> bool:
-        return self._process.poll() is None
+        return self.returncode is None
 
     def stop(self) -> int:
         """Asks it to end (SIGTERM) and gives its exit status. BenchmarkError if it does not."""

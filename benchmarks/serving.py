@@ -130,7 +130,9 @@ def our_body(model: str, adapted: bool, request: Work) -> dict[str, Any]:
 
 def their_body(adapted: bool, request: Work) -> dict[str, Any]:
     # An adapter that a request does not name is off for it, as the server starts with none applied.
-    lora = [{"id": number, "scale": float(adapted and number == request.adapter)} for number in range(ADAPTERS)]
+    lora = [
+        {"id": number, "scale": float(adapted and number == request.adapter)} for number in range(ADAPTERS)
+    ]
     return {
         "prompt": request.prompt,
         "max_tokens": request.tokens,
@@ -320,13 +322,10 @@ def start_servers(options: argparse.Namespace, folder: Path, stack: ExitStack) -
     adapters = model / "adapters"
     write_adapters(config, adapters, gguf=bool(peers), count=ADAPTERS)
     slots = max(options.clients)
-    settings = ["--max-running", str(slots), "--kv-tokens", str(slots * SLOT_TOKENS)]
-    ours = stack.enter_context(
-        PomonaServer(model, threads=options.threads, options=settings, log=folder / "pomona.log")
-    )
-    contestants = [
-        Contestant(OURS, ours.port, ours.pid, partial(our_body, model.name, True), True),
-    ]
+    settings = {"max_running": slots, "kv_tokens": slots * SLOT_TOKENS, "log_level": "warning"}
+    ours = stack.enter_context(PomonaServer(model, folder, threads=options.threads, settings=settings))
+    body = partial(our_body, model.name, True)
+    contestants = [Contestant(OURS, ours.port, ours.pid, body, True)]
     if not options.quick:
         body = partial(our_body, model.name, False)
         contestants.append(Contestant(f"{OURS}, no adapters", ours.port, ours.pid, body, False))
@@ -387,7 +386,11 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.serving", description=(__doc__ or "").split("\n")[0]
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="coarser, in under a minute: 1 and 32 clients, one llama.cpp model")
+    add(
+        "--quick",
+        action="store_true",
+        help="coarser, in under a minute: 1 and 32 clients, one llama.cpp model",
+    )
     add("--model", default="smollm2-135m-4bit", help="ours (default: %(default)s)")
     add("--threads", type=int, default=min(2, usable_cores()), help="of every server (default: %(default)s)")
     add("--clients", type=int, nargs="+", help="numbers of clients (default: 1 8 32 64)")

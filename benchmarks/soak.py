@@ -60,10 +60,16 @@ def run(options: argparse.Namespace) -> Report:
         model, directories = make_model(resolve(options.model), folder)
         print("computing the right answers ...", file=sys.stderr, flush=True)
         answers = Answers.compute(model, directories, threads=options.threads)
-        settings = ["--max-running", str(options.clients), "--max-waiting", str(options.clients)]
-        log = options.log or folder / "pomona.log"
+        largest = max((path / "adapter_model.safetensors").stat().st_size for path in directories)
+        # So little of everything that requests wait, are refused, and adapters give way to each other.
+        settings = {
+            "max_running": max(2, options.clients // 2),
+            "max_waiting": max(2, options.clients // 4),
+            "adapter_budget_bytes": 5 * largest,
+            "log_level": "warning",
+        }
         server = stack.enter_context(
-            PomonaServer(model, threads=options.threads, options=settings, log=log)
+            PomonaServer(model, folder, threads=options.threads, settings=settings, log=options.log)
         )
         tally = Tally()
         with Watch(server.pid, 60 * minutes) as watch:
@@ -81,7 +87,9 @@ def run(options: argparse.Namespace) -> Report:
             )
         left_open = watch.left_open(SETTLE_SECONDS) if server.running else None
         code = server.stop() if server.running else server.returncode
-    return Report("soak", results(options, minutes, tally, watch, code), goals(tally, watch, left_open, code), machine)
+    return Report(
+        "soak", results(options, minutes, tally, watch, code), goals(tally, watch, left_open, code), machine
+    )
 
 
 def goals(tally: Tally, watch: Watch, left_open: int | None, code: int | None) -> list[Goal]:
@@ -100,7 +108,10 @@ def results(
     options: argparse.Namespace, minutes: float, tally: Tally, watch: Watch, code: int | None
 ) -> dict[str, object]:
     rows: list[Row] = [{"what": name, "count": f"{count:,}"} for name, count in tally.counts().items()]
-    rows += [{"what": f"resident memory, {name}, MB", "count": f"{size / 1e6:.1f}"} for name, size in watch.thirds()]
+    rows += [
+        {"what": f"resident memory, {name}, MB", "count": f"{size / 1e6:.1f}"}
+        for name, size in watch.thirds()
+    ]
     notes = [
         f"{options.model}, {options.threads} thread(s), {minutes:g} minutes, {options.clients} clients.",
         f"File handles: {watch.files_before} before the first client, at most {watch.most_files} at work.",

@@ -13,7 +13,7 @@ import random
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,44 +65,40 @@ class Answers:
         return self._texts[directory, prompt, tokens]
 
 
-@dataclass(frozen=True)
-class _Change:
+@dataclass
+class Change:
+    """What a name stands for from some moment between `began` and `ended` on."""
+
     began: float
-    ended: float
-    directory: Directory  # of the name from then on; None: it is not known
+    directory: Directory  # None: the name is not known
+    version: int | None = None  # as the server counts it; None as long as it has not told
+    ended: float = float("inf")  # as long as it is under way
 
 
 class Shelf:
     """Which directories each name stood for, as far as one can know from outside."""
 
     def __init__(self) -> None:
-        self._changes: dict[str, list[_Change]] = {name: [_Change(0.0, 0.0, None)] for name in NAMES}
+        self._changes = {name: [Change(0.0, None, None, 0.0)] for name in NAMES}
 
     def now(self, name: str) -> Directory:
         return self._changes[name][-1].directory
 
-    def change(self, name: str, began: float, directory: Directory) -> None:
-        """A change that took effect between `began` and now."""
-        self._changes[name].append(_Change(began, time.perf_counter(), directory))
+    def begin(self, name: str, directory: Directory) -> Change:
+        """Notes a change that is under way; set its `ended` and its version when it is done."""
+        change = Change(time.perf_counter(), directory)
+        self._changes[name].append(change)
+        return change
 
-    def begin(self, name: str, directory: Directory) -> Callable[[], None]:
-        """Notes a change that is under way; call the result when it is done."""
-        began = time.perf_counter()
-        self._changes[name].append(_Change(began, float("inf"), directory))
-
-        def done() -> None:
-            self._changes[name][-1] = _Change(began, time.perf_counter(), directory)
-
-        return done
-
-    def between(self, name: str, start: float, end: float) -> set[Directory]:
-        """Everything that the name may have stood for at some moment of this time."""
+    def between(self, name: str, start: float, end: float, version: int | None = None) -> set[Directory]:
+        """Everything that the name may have stood for at some moment of this time; with `version`, only what
+        the server may call so."""
         changes = self._changes[name]
         until = [*(change.ended for change in changes[1:]), float("inf")]
         return {
             change.directory
             for change, last in zip(changes, until, strict=True)
-            if change.began <= end and last >= start
+            if change.began <= end and last >= start and version in (None, change.version or version)
         }
 
 
@@ -286,7 +282,10 @@ async def judge(
     tally = state.tally
     tally.statuses[reply.status] += 1
     first = until or (reply.times[0] if reply.times else reply.ended)
-    possible: set[Directory] = {None} if asked.name is None else state.shelf.between(asked.name, started, first)
+    adapter, version = _adapter(reply)
+    possible: set[Directory] = {None}
+    if asked.name is not None:
+        possible = state.shelf.between(asked.name, started, first, version)
     what = f"{asked.name or 'base'}, prompt {asked.prompt}, {asked.tokens} tokens, {kind}"
     if reply.status == 429:
         if "retry-after" not in reply.headers:
@@ -299,9 +298,15 @@ async def judge(
         tally.lost.append(f"{what}: status {reply.status}, {reply.body[:200].decode(errors='replace')}")
     else:
         text, finish = _said(reply)
-        right = {state.answers.text(d, asked.prompt, asked.tokens) for d in possible if d is not None or asked.name is None}
-        if text not in right:
-            tally.wrong.append(f"{what}, directories {sorted(map(str, possible))}: {text!r}")
+        if asked.name is not None:
+            possible.discard(None)
+        right = {state.answers.text(directory, asked.prompt, asked.tokens) for directory in possible}
+        if text not in right or adapter != asked.name:
+            candidates = ", ".join(sorted(map(str, possible))) or "none"
+            tally.wrong.append(
+                f"{what}: by adapter {adapter}, version {version} (directories that it could be: {candidates}): "
+                f"{text!r}"
+            )
         if finish not in ("length", "stop"):
             tally.lost.append(f"{what}: ended by {finish}")
         tally.kinds[f"requests: answered, {kind}"] += 1
@@ -313,6 +318,15 @@ def _said(reply: Reply) -> tuple[str, str | None]:
         choice = json.loads(reply.body)["choices"][0]
         return choice["message"]["content"] or "", choice["finish_reason"]
     return reply.text, reply.finish_reason
+
+
+def _adapter(reply: Reply) -> tuple[str | None, int | None]:
+    """Name and version of the adapter that the reply says it was made with."""
+    if reply.body:
+        with contextlib.suppress(ValueError, AttributeError):
+            found = json.loads(reply.body)
+            return found.get("adapter"), found.get("adapter_version")
+    return reply.adapter or (None, None)
 
 
 async def librarian(state: Soak, dice: random.Random, pace: float) -> None:
@@ -330,9 +344,11 @@ async def librarian(state: Soak, dice: random.Random, pace: float) -> None:
                 what, method, where, body = "replaced", "PUT", f"/v1/adapters/{name}", {"path": path}
             else:
                 what, method, where, body, wanted = "removed", "DELETE", f"/v1/adapters/{name}", None, None
-            done = state.shelf.begin(name, wanted)
+            change = state.shelf.begin(name, wanted)
             reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
-            done()
+            change.ended = time.perf_counter()
+            with contextlib.suppress(ValueError, AttributeError):
+                change.version = json.loads(reply.body).get("version")
             state.tally.kinds[f"adapters {what}"] += 1
             if reply.status not in (200, 201, 204):
                 state.tally.lost.append(f"{method} {where}: {reply.status} {reply.body[:200]!r}")

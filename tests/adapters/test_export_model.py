@@ -140,7 +140,10 @@ class TestWhatIsWritten:
 
 class TestChoosing:
     def test_some_adapters_and_always_the_recovery_adapter(self, packed: Path, tmp_path: Path) -> None:
-        assert export_model(packed, tmp_path / "s", names=["rewrite"]).adapters == {"recovery": 16, "rewrite": 9}
+        assert export_model(packed, tmp_path / "s", names=["rewrite"]).adapters == {
+            "recovery": 16,
+            "rewrite": 9,
+        }
         assert export_model(packed, tmp_path / "n", names=[]).adapters == {"recovery": 16}
 
     def test_a_model_without_adapters(self, tmp_path: Path) -> None:
