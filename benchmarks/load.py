@@ -3,9 +3,9 @@
     replies = asyncio.run(closed_loop(port, requests, clients=32))
 
 A client sends its next request when it has the whole answer to the one before (a closed loop), on a
-connection that it keeps. There is no HTTP library between: parsing a stream costs some microseconds per token,
-so that the load takes little from a server on the same cores. `benchmarks/soak.py` uses the same connections
-to misbehave.
+connection that it keeps. There is no HTTP library between: parsing a stream costs some microseconds per
+token, so that the load takes little from a server on the same cores. `benchmarks/soak.py` uses the same
+connections to misbehave.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python -m benchmarks.serving --clients 32 --rounds 5 --json serving.json
 
 Every client streams completions over HTTP in a closed loop: it asks again when it has its answer. The
-requests of a round are the same for all servers (prompts of some ten to some four hundred tokens that begin
-differently, answers of 32 to 96 tokens, one of eight rank-16 adapters each, in turn), answers are greedy and of a fixed
-length, and the servers take turns while the others rest. The generator runs on the same cores; the notes say
-what it takes from them. docs/benchmarks.md says how each figure is taken.
+requests of a round are the same for all servers: prompts of some ten to some four hundred tokens that begin
+differently, answers of 32 to 96 tokens, one of eight rank-16 adapters each, in turn. Answers are greedy and
+of a fixed length, and the servers take turns while the others rest. The generator runs on the same cores; the
+notes say what it takes from them. docs/benchmarks.md says how each figure is taken.
 """
 
 from __future__ import annotations
@@ -228,10 +228,11 @@ class Bench:
         """What a reader must know."""
         of = self.measured
         shares = [m.generator_cpu / m.seconds for found in of.values() for m in found]
+        rounds = len(next(iter(of.values())))
         lines = [
             "A closed loop over HTTP with streaming; greedy answers of fixed length; medians of "
-            f"{len(next(iter(of.values())))} round(s) in which the servers take turns; latencies are those of "
-            "all requests of all rounds. The first requests of a round come all at once.",
+            f"{rounds} round(s) in which the servers take turns; latencies are those of all requests of all "
+            "rounds. The first requests of a round come all at once.",
             "tokens/s counts generated tokens, prompts included in the time. Seconds per token are those of "
             "an answer after its first token, on average over the answer.",
             f"Adapters: rank 16 on all projections, random, the same for all; {ADAPTERS} of them in turn. "

@@ -1,14 +1,14 @@
-"""`pomona serve` under abuse: is every reply right, is none lost, do memory and file handles stay where they are?
+"""`pomona serve` under abuse: is every reply right and none lost, do memory and file handles stay put?
 
     python -m benchmarks.soak --quick
     python -m benchmarks.soak --minutes 30 --clients 32 --json soak.json
 
 Clients ask for chat completions of a few prompts with a few adapters, while adapters are loaded, replaced and
 removed at random. Some clients vanish in mid-stream, some read slowly, some send bodies that are too large,
-malformed or nonsense. The answers of every prompt under every adapter directory are computed beforehand by the
-engine alone, without a server and a prefix cache; each reply is compared with the answers of those directories that its
-adapter's name stood for between the request and its first token. At the end the server must be as quiet as it
-was in the beginning, and end by itself on SIGTERM. docs/benchmarks.md says more.
+malformed or nonsense. The answers to every prompt under every adapter directory are computed beforehand by
+the engine alone, without a server and a prefix cache; each reply is compared with the answers of those
+directories that its adapter's name stood for between the request and its first token. At the end the server
+must be as quiet as it was in the beginning, and end by itself on SIGTERM. docs/benchmarks.md says more.
 """
 
 from __future__ import annotations

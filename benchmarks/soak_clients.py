@@ -1,4 +1,4 @@
-"""The clients of the soak: the ordinary, the slow, the vanishing and the hostile ones, and who changes adapters.
+"""The clients of the soak, ordinary, slow, vanishing and hostile, and the one who changes adapters.
 
 `Answers` knows what is right, `Shelf` what an adapter's name may have stood for at a time, `Tally` what came
 of every request.
@@ -304,7 +304,7 @@ async def judge(
         if text not in right or adapter != asked.name:
             candidates = ", ".join(sorted(map(str, possible))) or "none"
             tally.wrong.append(
-                f"{what}: by adapter {adapter}, version {version} (directories that it could be: {candidates}): "
+                f"{what}: by adapter {adapter}, version {version}, which could be directory {candidates}: "
                 f"{text!r}"
             )
         if finish not in ("length", "stop"):

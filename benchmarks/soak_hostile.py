@@ -41,14 +41,18 @@ def _refused(body: Callable[[str], bytes], *, method: str = "POST", path: str = 
 
 def _chat(**changes: Any) -> Callable[[str], bytes]:
     def body(model: str) -> bytes:
-        plain = {
-            "model": f"{model}:base",
-            "messages": [{"role": "user", "content": "Hello."}],
-            "max_tokens": 4,
-        }
+        plain = {"model": f"{model}:base", "messages": _said("Hello."), "max_tokens": 4}
         return json.dumps({**plain, **changes}).encode()
 
     return body
+
+
+def _said(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _no_number(model: str) -> bytes:
+    return _chat(temperature=0)(model).replace(b'"temperature": 0', b'"temperature": NaN')
 
 
 def _text(raw: bytes) -> Callable[[str], bytes]:
@@ -111,9 +115,7 @@ HOSTILE = (
     Nonsense("a list", _refused(_text(b"[1, 2, 3]"))),
     Nonsense("deep brackets", _refused(_text(b"[" * 100_000))),
     Nonsense("deep objects", _refused(_text(b'{"a":' * 50_000 + b"1" + b"}" * 50_000))),
-    Nonsense(
-        "NaN", _refused(lambda m: _chat(temperature=0)(m).replace(b'"temperature": 0', b'"temperature": NaN'))
-    ),
+    Nonsense("NaN", _refused(_no_number)),
     Nonsense("messages of a wrong kind", _refused(_chat(messages="Hello."))),
     Nonsense("no messages", _refused(_chat(messages=[]))),
     Nonsense("a role that is none", _refused(_chat(messages=[{"role": "king", "content": "Hello."}]))),
@@ -121,10 +123,7 @@ HOSTILE = (
     Nonsense("an unknown field", _refused(_chat(no_such_field=1))),
     Nonsense("an unknown model", _refused(_chat(model="gpt-nobody"))),
     Nonsense("a path for an adapter", _refused(_chat(model="x:../../etc/passwd"))),
-    Nonsense(
-        "a prompt beyond the context",
-        _refused(_chat(messages=[{"role": "user", "content": "word " * 20_000}])),
-    ),
+    Nonsense("a prompt beyond the context", _refused(_chat(messages=_said("word " * 20_000)))),
     Nonsense("a broken schema", _refused(_chat(response_format={"type": "json_schema", "json_schema": 7}))),
     Nonsense("an unknown path", _refused(_text(b"{}"), path="/v1/nothing")),
     Nonsense("a wrong method", _refused(_text(b""), method="DELETE", path=CHAT)),
