@@ -41,6 +41,7 @@ class Reply:
     usage: Mapping[str, Any] | None = None
     finish_reason: str | None = None
     whole: bool = False  # the stream's last word was there
+    failure: Mapping[str, Any] | None = None  # an error within the stream
     body: bytes = b""  # of an answer that is no stream
     adapter: tuple[str | None, int | None] | None = None  # name and version, where a stream tells them
 
@@ -63,7 +64,9 @@ class Reply:
         return (self.times[-1] - self.times[0]) / (self.new_tokens - 1) if self.new_tokens > 1 else None
 
     def error(self) -> Mapping[str, Any]:
-        """The `error` member of a refusal, empty if it is not in OpenAI's shape."""
+        """The `error` member of a refusal or within a stream, empty if it is not in OpenAI's shape."""
+        if self.failure is not None:
+            return self.failure
         with contextlib.suppress(ValueError):
             found = json.loads(self.body)
             if isinstance(found, dict) and isinstance(found.get("error"), dict):
@@ -189,8 +192,8 @@ def note(reply: Reply, event: bytes) -> None:
         found = json.loads(event)
     except ValueError as error:
         raise LoadError(f"{event[:80]!r} is no JSON") from error
-    if "error" in found:
-        raise LoadError(f"an error within the stream: {found['error']}")
+    if isinstance(found.get("error"), dict):
+        reply.failure = found["error"]
     for choice in found.get("choices") or ():
         piece = choice.get("text")
         if piece is None:
@@ -223,10 +226,9 @@ async def closed_loop(
                         connection.close()
                     connection = await Connection.open(port)
                 reply = await asyncio.wait_for(connection.ask("POST", path, body), REPLY_SECONDS)
-                if reply.status != 200 or not reply.whole or not reply.times:
-                    raise LoadError(
-                        f"request {index}: status {reply.status}, {reply.body[:300].decode(errors='replace')}"
-                    )
+                if reply.status != 200 or reply.failure is not None or not reply.whole or not reply.times:
+                    what = reply.error() or reply.body[:300]
+                    raise LoadError(f"request {index}: status {reply.status}, {what!r}")
                 replies[index] = reply
         finally:
             if connection is not None:

@@ -115,14 +115,15 @@ def work(round_number: int, clients: int, quick: bool) -> list[Work]:
     return requests
 
 
-def our_body(model: str, adapted: bool, request: Work) -> dict[str, Any]:
+def our_body(model: str, ends: Sequence[int], adapted: bool, request: Work) -> dict[str, Any]:
+    """`ends`: the tokens that end an answer, which are forbidden, as they are by `ignore_eos` over there."""
     name = str(request.adapter) if adapted else "base"
     return {
         "model": f"{model}:{name}",
         "prompt": request.prompt,
         "max_tokens": request.tokens,
         "temperature": 0,
-        "ignore_eos": True,
+        "logit_bias": {str(token): -100 for token in ends},
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -315,6 +316,7 @@ def start_servers(options: argparse.Namespace, folder: Path, stack: ExitStack) -
     from benchmarks.adapters import write_adapters
     from pomona.models.config import ModelConfig
     from pomona.models.store import resolve
+    from pomona.models.tokenizer import Tokenizer
 
     source = resolve(options.model)
     peers = [] if options.skip_peer else peer_files(options)
@@ -325,10 +327,11 @@ def start_servers(options: argparse.Namespace, folder: Path, stack: ExitStack) -
     slots = max(options.clients)
     settings = {"max_running": slots, "kv_tokens": slots * SLOT_TOKENS, "log_level": "warning"}
     ours = stack.enter_context(PomonaServer(model, folder, threads=options.threads, settings=settings))
-    body = partial(our_body, model.name, True)
+    ends = sorted(Tokenizer.from_directory(model).eos_token_ids)
+    body = partial(our_body, model.name, ends, True)
     contestants = [Contestant(OURS, ours.port, ours.pid, body, True)]
     if not options.quick:
-        body = partial(our_body, model.name, False)
+        body = partial(our_body, model.name, ends, False)
         contestants.append(Contestant(f"{OURS}, no adapters", ours.port, ours.pid, body, False))
     files = [adapters / f"{number}.gguf" for number in range(ADAPTERS)]
     for name, file in peers:

@@ -147,6 +147,9 @@ async def soak(
     """Runs everybody for `seconds`, then asks once more for everything in peace. Faults go into `tally`."""
     model = directories[0].parent.parent.name
     state = Soak(server, answers, directories, tally, Shelf(), time.perf_counter() + seconds, model)
+    async with await Connection.open(server.port) as connection:
+        for number, name in enumerate(NAMES):
+            await put(state, connection, name, number % len(directories))
     tasks = [asyncio.create_task(client(state, number, seed)) for number in range(clients)]
     tasks.append(asyncio.create_task(librarian(state, random.Random(f"librarian {seed}"), pace)))
     _, unfinished = await asyncio.wait(tasks, timeout=seconds + LAST_SECONDS)
@@ -292,10 +295,10 @@ async def judge(
             tally.lost.append(f"{what}: 429 without Retry-After")
         tally.kinds["requests: refused as the queue was full"] += 1
         await asyncio.sleep(min(1.0, float(reply.headers.get("retry-after", 1))))
-    elif reply.status == 404 and asked.name is not None and None in possible:
-        tally.kinds["requests: adapter not there at the time"] += 1
-    elif reply.status != 200 or not reply.whole:
-        tally.lost.append(f"{what}: status {reply.status}, {reply.body[:200].decode(errors='replace')}")
+    elif None in possible and _names(reply, asked.name):
+        tally.kinds["requests: adapter removed before its turn"] += 1
+    elif reply.status != 200 or reply.failure is not None or not reply.whole:
+        tally.lost.append(f"{what}: status {reply.status}, {reply.error() or reply.body[:200]!r}")
     else:
         text, finish = _said(reply)
         if asked.name is not None:
@@ -320,6 +323,12 @@ def _said(reply: Reply) -> tuple[str, str | None]:
     return reply.text, reply.finish_reason
 
 
+def _names(reply: Reply, name: str | None) -> bool:
+    """Whether it is a refusal that is about this adapter."""
+    message = str(reply.error().get("message", ""))
+    return name is not None and name in message and (400 <= reply.status < 500 or not reply.times)
+
+
 def _adapter(reply: Reply) -> tuple[str | None, int | None]:
     """Name and version of the adapter that the reply says it was made with."""
     if reply.body:
@@ -330,28 +339,57 @@ def _adapter(reply: Reply) -> tuple[str | None, int | None]:
 
 
 async def librarian(state: Soak, dice: random.Random, pace: float) -> None:
-    """Loads, replaces and removes adapters at random."""
+    """Loads, replaces, unloads and removes adapters at random."""
     async with await Connection.open(state.server.port) as connection:
         while not state.over and state.server.running:
             await asyncio.sleep(pace * dice.uniform(0.5, 1.5))
             name = dice.choice(NAMES)
-            there = state.shelf.now(name)
-            wanted: Directory = dice.choice([n for n in range(len(state.directories)) if n != there])
-            path = str(state.directories[wanted]) if wanted is not None else ""
-            if there is None:
-                what, method, where, body = "loaded", "POST", "/v1/adapters", {"name": name, "path": path}
-            elif dice.random() < 0.7:
-                what, method, where, body = "replaced", "PUT", f"/v1/adapters/{name}", {"path": path}
+            gone = [other for other in NAMES if state.shelf.now(other) is None]
+            kind = dice.random()
+            if gone and kind < 0.5:
+                name = dice.choice(gone)
+            if (there := state.shelf.now(name)) is None or kind < 0.7:
+                others = [number for number in range(len(state.directories)) if number != there]
+                await put(state, connection, name, dice.choice(others))
+            elif kind < 0.85:  # out of memory; the next request that names it reads it again
+                await changed(state, connection, "unloaded", "DELETE", f"/v1/adapters/{name}")
             else:
-                what, method, where, body, wanted = "removed", "DELETE", f"/v1/adapters/{name}", None, None
-            change = state.shelf.begin(name, wanted)
-            reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
-            change.ended = time.perf_counter()
-            with contextlib.suppress(ValueError, AttributeError):
-                change.version = json.loads(reply.body).get("version")
-            state.tally.kinds[f"adapters {what}"] += 1
-            if reply.status not in (200, 201, 204):
-                state.tally.lost.append(f"{method} {where}: {reply.status} {reply.body[:200]!r}")
+                change = state.shelf.begin(name, None)
+                where = f"/v1/adapters/{name}?forget=true"
+                await changed(state, connection, "removed", "DELETE", where, change=change)
+
+
+async def put(state: Soak, connection: Connection, name: str, number: int) -> None:
+    """Loads a directory under a name that is not known, or replaces what the name stands for."""
+    there, path = state.shelf.now(name), state.directories[number].name
+    change = state.shelf.begin(name, number)
+    if there is None:
+        body = {"name": name, "path": path}
+        await changed(state, connection, "loaded", "POST", "/v1/adapters", body, change=change)
+    else:
+        where = f"/v1/adapters/{name}"
+        await changed(state, connection, "replaced", "PUT", where, {"path": path}, change=change)
+
+
+async def changed(
+    state: Soak,
+    connection: Connection,
+    what: str,
+    method: str,
+    where: str,
+    body: dict[str, str] | None = None,
+    *,
+    change: Change | None = None,
+) -> None:
+    """Asks for a change of adapters, and notes when it was done."""
+    reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
+    if change is not None:
+        change.ended = time.perf_counter()
+        with contextlib.suppress(ValueError, AttributeError):
+            change.version = json.loads(reply.body).get("version")
+    state.tally.kinds[f"adapters {what}"] += 1
+    if reply.status != 200:
+        state.tally.lost.append(f"{method} {where}: {reply.status} {reply.body[:200]!r}")
 
 
 async def last_round(state: Soak) -> None:

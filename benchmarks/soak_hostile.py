@@ -131,6 +131,14 @@ HOSTILE = (
         "an adapter from outside the store",
         _refused(_text(b'{"name": "evil", "path": "/etc"}'), path="/v1/adapters"),
     ),
+    Nonsense(
+        "an adapter by a path with dots",
+        _refused(_text(b'{"name": "evil", "path": "../../../../etc"}'), path="/v1/adapters"),
+    ),
+    Nonsense(
+        "an adapter with a name that is a path",
+        _refused(_text(b'{"name": "../evil", "path": "version-0"}'), path="/v1/adapters"),
+    ),
     Nonsense("a body too large by its length", _too_large_by_its_length),
     Nonsense("a body too large in chunks", _too_large_in_chunks),
     Nonsense("no HTTP", _no_http),
