@@ -77,7 +77,9 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt]
+    serving = Benchmark("serving", "The server under load, against llama.cpp's server")
+    soak = Benchmark("soak", "The server under abuse: right answers, memory, file handles")
+    return [*decode, adapters, scheduler, serving, soak, speculation, guided, *quality, palettize, adapt]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from benchmarks.common import BenchmarkError
 from benchmarks.load import HOST, Connection, LoadError, Reply
 from benchmarks.servers import PomonaServer
 from benchmarks.soak_hostile import HOSTILE
@@ -58,7 +59,7 @@ class Answers:
         for index in range(len(PROMPTS)):
             said = {texts[number, index, LONG] for number in (None, *range(len(directories)))}
             if len(said) <= len(directories):
-                raise LoadError(f"prompt {index}: two adapters say the same, a mix-up would not show")
+                raise BenchmarkError(f"prompt {index}: two adapters say the same, a mix-up would not show")
         return cls(texts)
 
     def text(self, directory: Directory, prompt: int, tokens: int) -> str:
