@@ -82,8 +82,10 @@ class LlamaServer(ChildProcess):
         slots: int,
         threads: int,
         slot_tokens: int = TOKENS_PER_SLOT,
+        options: Sequence[str] = (),
     ) -> None:
-        """slot_tokens: room for prompt and answer of each of the requests that run at once.
+        """slot_tokens: room for prompt and answer of each of the requests that run at once. options: more
+        words of its command line.
 
         Returns when the server answers. Raises BenchmarkError: not built, or it does not start.
         """
@@ -97,7 +99,7 @@ class LlamaServer(ChildProcess):
         command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--threads", str(threads), "--threads-batch", str(threads), "--parallel", str(slots)]
         command += ["--ctx-size", str(slots * slot_tokens), "--lora-init-without-apply"]
-        command += [word for file in adapters for word in ("--lora", str(file))]
+        command += [*options, *(word for file in adapters for word in ("--lora", str(file)))]
         super().__init__(
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
         )

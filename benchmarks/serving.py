@@ -17,6 +17,7 @@ import asyncio
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -334,10 +335,17 @@ def start_servers(options: argparse.Namespace, folder: Path, stack: ExitStack) -
         body = partial(our_body, model.name, ends, False)
         contestants.append(Contestant(f"{OURS}, no adapters", ours.port, ours.pid, body, False))
     files = [adapters / f"{number}.gguf" for number in range(ADAPTERS)]
+    more = peer_options(options.server) if peers else []
     for name, file in peers:
         server = stack.enter_context(
             LlamaServer(
-                options.server, file, files, slots=slots, threads=options.threads, slot_tokens=SLOT_TOKENS
+                options.server,
+                file,
+                files,
+                slots=slots,
+                threads=options.threads,
+                slot_tokens=SLOT_TOKENS,
+                options=more,
             )
         )
         contestants.append(Contestant(name, server.port, server.pid, partial(their_body, True), True))
@@ -345,6 +353,13 @@ def start_servers(options: argparse.Namespace, folder: Path, stack: ExitStack) -
             body = partial(their_body, False)
             contestants.append(Contestant(f"{name}, no adapters", server.port, server.pid, body, False))
     return contestants
+
+
+def peer_options(program: Path) -> list[str]:
+    """Newer versions copy the state of every slot that gets another prompt into a cache in memory, which would
+    only cost them time here."""
+    done = subprocess.run([str(program), "--help"], capture_output=True, text=True, timeout=60, check=False)
+    return ["--cache-ram", "0"] if "--cache-ram" in done.stdout else []
 
 
 def peer_files(options: argparse.Namespace) -> list[tuple[str, Path]]:

@@ -36,8 +36,10 @@ CONFIG = ModelConfig(
 STAND_IN = """
 import json, sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-arguments = dict(zip(sys.argv[1::1], sys.argv[2::1]))
-assert sys.argv.count("--lora") == 8 and arguments["--parallel"] == "2"
+if sys.argv[1:] == ["--help"]:
+    sys.exit(print("--cache-ram N"))
+arguments = dict(zip(sys.argv[1:], sys.argv[2:]))
+assert sys.argv.count("--lora") == 8 and arguments["--parallel"] == "2" and arguments["--cache-ram"] == "0"
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def log_message(self, *_): pass
