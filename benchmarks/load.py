@@ -21,6 +21,7 @@ from typing import Any, Self
 
 HOST = "127.0.0.1"
 REPLY_SECONDS = 600.0
+IDLE_SECONDS = 3.0
 _LIMIT = 1 << 20  # bytes of a head or of a line of an event
 
 
@@ -80,11 +81,18 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, port: int) -> None:
         self.reader, self.writer, self.port = reader, writer, port
         self.usable = True  # False when the server wants, or the protocol needs, another one
+        self._used = time.monotonic()
 
     @classmethod
     async def open(cls, port: int) -> Self:
         reader, writer = await asyncio.open_connection(HOST, port, limit=_LIMIT)
         return cls(reader, writer, port)
+
+    @property
+    def fresh(self) -> bool:
+        """Good for another request: a server may close a connection on which nothing came for a while."""
+        idle = time.monotonic() - self._used
+        return self.usable and idle < IDLE_SECONDS and not self.reader.at_eof()
 
     async def send(
         self, method: str, path: str, body: bytes = b"", headers: Mapping[str, str] | None = None
@@ -152,6 +160,7 @@ class Connection:
             reply.body = b"".join([piece async for piece in self.body(headers)])
             reply.whole = True
         reply.ended = time.perf_counter()
+        self._used = time.monotonic()
         return reply
 
     def close(self) -> None:
@@ -221,7 +230,7 @@ async def closed_loop(
         connection: Connection | None = None
         try:
             for index, body in waiting:  # all clients draw from one list
-                if connection is None or not connection.usable:
+                if connection is None or not connection.fresh:
                     if connection is not None:
                         connection.close()
                     connection = await Connection.open(port)

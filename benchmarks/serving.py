@@ -356,7 +356,7 @@ def start_servers(options: argparse.Namespace, folder: Path, stack: ExitStack) -
 
 
 def peer_options(program: Path) -> list[str]:
-    """Newer versions copy the state of every slot that gets another prompt into a cache in memory, which would
+    """Newer versions copy the state of a slot that gets another prompt into a cache in memory, which would
     only cost them time here."""
     done = subprocess.run([str(program), "--help"], capture_output=True, text=True, timeout=60, check=False)
     return ["--cache-ram", "0"] if "--cache-ram" in done.stdout else []

@@ -62,10 +62,12 @@ def run(options: argparse.Namespace) -> Report:
         print("computing the right answers ...", file=sys.stderr, flush=True)
         answers = Answers.compute(model, directories, threads=options.threads)
         largest = max((path / "adapter_model.safetensors").stat().st_size for path in directories)
-        # So little of everything that requests wait, are refused, and adapters give way to each other.
+        # So little of everything that requests wait and are refused, adapters give way to each other, and all
+        # memory has been touched after a short while.
         settings = {
             "max_running": max(2, options.clients // 2),
             "max_waiting": max(2, options.clients // 2 - 2),
+            "kv_tokens": max(2048, 128 * options.clients),
             "adapter_budget_bytes": 5 * largest,
             "log_level": "warning",
         }

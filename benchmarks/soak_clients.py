@@ -148,9 +148,8 @@ async def soak(
     """Runs everybody for `seconds`, then asks once more for everything in peace. Faults go into `tally`."""
     model = directories[0].parent.parent.name
     state = Soak(server, answers, directories, tally, Shelf(), time.perf_counter() + seconds, model)
-    async with await Connection.open(server.port) as connection:
-        for number, name in enumerate(NAMES):
-            await put(state, connection, name, number % len(directories))
+    for number, name in enumerate(NAMES):
+        await put(state, name, number % len(directories))
     tasks = [asyncio.create_task(client(state, number, seed)) for number in range(clients)]
     tasks.append(asyncio.create_task(librarian(state, random.Random(f"librarian {seed}"), pace)))
     _, unfinished = await asyncio.wait(tasks, timeout=seconds + LAST_SECONDS)
@@ -173,7 +172,7 @@ async def client(state: Soak, number: int, seed: int) -> None:
     while not state.over and state.server.running:
         kind = dice.random()
         try:
-            if connection is None or not connection.usable:
+            if connection is None or not connection.fresh:
                 if connection is not None:
                     connection.close()
                 connection = await Connection.open(state.server.port)
@@ -295,7 +294,7 @@ async def judge(
         if "retry-after" not in reply.headers:
             tally.lost.append(f"{what}: 429 without Retry-After")
         tally.kinds["requests: refused as the queue was full"] += 1
-        await asyncio.sleep(min(1.0, float(reply.headers.get("retry-after", 1))))
+        await asyncio.sleep(min(5.0, float(reply.headers.get("retry-after", 1))))
     elif None in possible and _names(reply, asked.name):
         tally.kinds["requests: adapter removed before its turn"] += 1
     elif reply.status != 200 or reply.failure is not None or not reply.whole:
@@ -341,40 +340,35 @@ def _adapter(reply: Reply) -> tuple[str | None, int | None]:
 
 async def librarian(state: Soak, dice: random.Random, pace: float) -> None:
     """Loads, replaces, unloads and removes adapters at random."""
-    async with await Connection.open(state.server.port) as connection:
-        while not state.over and state.server.running:
-            await asyncio.sleep(pace * dice.uniform(0.5, 1.5))
-            name = dice.choice(NAMES)
-            gone = [other for other in NAMES if state.shelf.now(other) is None]
-            kind = dice.random()
-            if gone and kind < 0.5:
-                name = dice.choice(gone)
-            if (there := state.shelf.now(name)) is None or kind < 0.7:
-                others = [number for number in range(len(state.directories)) if number != there]
-                await put(state, connection, name, dice.choice(others))
-            elif kind < 0.85:  # out of memory; the next request that names it reads it again
-                await changed(state, connection, "unloaded", "DELETE", f"/v1/adapters/{name}")
-            else:
-                change = state.shelf.begin(name, None)
-                where = f"/v1/adapters/{name}?forget=true"
-                await changed(state, connection, "removed", "DELETE", where, change=change)
+    while not state.over and state.server.running:
+        await asyncio.sleep(pace * dice.uniform(0.5, 1.5))
+        name = dice.choice(NAMES)
+        gone = [other for other in NAMES if state.shelf.now(other) is None]
+        kind = dice.random()
+        if gone and kind < 0.5:
+            name = dice.choice(gone)
+        if (there := state.shelf.now(name)) is None or kind < 0.7:
+            others = [number for number in range(len(state.directories)) if number != there]
+            await put(state, name, dice.choice(others))
+        elif kind < 0.85:  # out of memory; the next request that names it reads it again
+            await changed(state, "unloaded", "DELETE", f"/v1/adapters/{name}")
+        else:
+            change = state.shelf.begin(name, None)
+            await changed(state, "removed", "DELETE", f"/v1/adapters/{name}?forget=true", change=change)
 
 
-async def put(state: Soak, connection: Connection, name: str, number: int) -> None:
+async def put(state: Soak, name: str, number: int) -> None:
     """Loads a directory under a name that is not known, or replaces what the name stands for."""
     there, path = state.shelf.now(name), state.directories[number].name
     change = state.shelf.begin(name, number)
     if there is None:
-        body = {"name": name, "path": path}
-        await changed(state, connection, "loaded", "POST", "/v1/adapters", body, change=change)
+        await changed(state, "loaded", "POST", "/v1/adapters", {"name": name, "path": path}, change=change)
     else:
-        where = f"/v1/adapters/{name}"
-        await changed(state, connection, "replaced", "PUT", where, {"path": path}, change=change)
+        await changed(state, "replaced", "PUT", f"/v1/adapters/{name}", {"path": path}, change=change)
 
 
 async def changed(
     state: Soak,
-    connection: Connection,
     what: str,
     method: str,
     where: str,
@@ -383,7 +377,8 @@ async def changed(
     change: Change | None = None,
 ) -> None:
     """Asks for a change of adapters, and notes when it was done."""
-    reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
+    async with await Connection.open(state.server.port) as connection:
+        reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
     if change is not None:
         change.ended = time.perf_counter()
         with contextlib.suppress(ValueError, AttributeError):
