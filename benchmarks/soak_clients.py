@@ -376,9 +376,13 @@ async def changed(
     *,
     change: Change | None = None,
 ) -> None:
-    """Asks for a change of adapters, and notes when it was done."""
-    async with await Connection.open(state.server.port) as connection:
-        reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
+    """Asks for a change of adapters, and notes when it was done. Without an answer it stays under way."""
+    try:
+        async with await Connection.open(state.server.port) as connection:
+            reply = await asyncio.wait_for(connection.ask(method, where, body), REPLY_SECONDS)
+    except (LoadError, OSError, TimeoutError) as error:
+        state.tally.lost.append(f"{method} {where}: {error!r}"[:300])
+        return
     if change is not None:
         change.ended = time.perf_counter()
         with contextlib.suppress(ValueError, AttributeError):
