@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from pomona.errors import PomonaError
+from pomona.runtime.dialects import MAX_CALLS
 from pomona.serving.answering import (
     INLINE_CHARACTERS,
     Choice,
@@ -93,7 +94,8 @@ def job_of(body: ChatRequest, state: ServerState) -> Job:
     output = output_of(body.response_format, state.settings)
     dialect = state.model.dialect
     try:
-        guide = dialect.guide(tools, tool_choice, output)
+        most = 1 if body.parallel_tool_calls is False else MAX_CALLS
+        guide = dialect.guide(tools, tool_choice, output, max_calls=most)
         messages, shown = dialect.messages(entries, tools if tool_choice != "none" else ())
         ids = state.model.render(messages, tools=shown)
     except PomonaError as error:
