@@ -101,7 +101,9 @@ def goals(minutes: float, tally: Tally, watch: Watch, left_open: int | None, cod
         Goal("lost replies", float(len(tally.lost)), 0.0, "<="),
         Goal("bad requests that were not refused as they should be", float(len(tally.taken)), 0.0, "<="),
         Goal("file handles left over when all clients are gone", left_open, 0.0, "<="),
-        Goal("exit status after SIGTERM", code, 0.0, "<="),
+        Goal(
+            "exit status after SIGTERM", None if code is None else abs(code), 0.0, "<="
+        ),  # below 0: a signal
     ]
     if minutes >= MEMORY_MINUTES:
         name = "resident memory, last third over second third"
