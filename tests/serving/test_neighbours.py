@@ -107,6 +107,22 @@ class TestOpenAI:
             ids = {entry.id for entry in client.models.list()}
         assert {model.name, f"{model.name}:base", f"{model.name}:summarize"} <= ids
 
+    def test_what_is_ours_goes_through_extra_body_and_comes_in_model_extra(
+        self, url: str, model: Path
+    ) -> None:
+        from openai import OpenAI
+
+        with OpenAI(base_url=url, api_key=KEY) as client:
+            reply = client.chat.completions.create(
+                model=f"{model.name}:summarize",
+                messages=[{"role": "user", "content": QUESTION}],
+                max_tokens=2,
+                extra_body={"min_p": 0.1},
+            )
+        assert reply.model_extra is not None
+        assert (reply.model_extra["adapter"], reply.model_extra["adapter_version"]) == ("summarize", 1)
+        assert reply.model_extra["timings"]["first_token_seconds"] > 0
+
     def test_without_the_key_nothing_is_answered(self, url: str) -> None:
         from openai import AuthenticationError, OpenAI
 
