@@ -1,8 +1,8 @@
 """A model for the server tier: a plain bf16 Hugging Face directory with its adapters as PEFT directories.
 
-What runs compressed on a device runs on a distributed engine with the same weights (de-quantised) and the very
-same adapters (AFM report, section 2: one base, adapters swapped per request). `vllm_command` gives the model
-ids that `pomona serve` has, so that a client changes nothing but the address.
+What runs compressed on a device runs on a distributed engine with the same weights (de-quantised) and the
+very same adapters (AFM report, section 5: one base, adapters swapped per request). `vllm_command` gives the
+model ids that `pomona serve` has, so that a client changes nothing but the address.
 
     exported = export_model(model, Path("server-model"))
     print(vllm_command(exported))
