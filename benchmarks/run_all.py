@@ -79,7 +79,10 @@ def benchmarks() -> list[Benchmark]:
     )
     serving = Benchmark("serving", "The server under load, against llama.cpp's server")
     soak = Benchmark("soak", "The server under abuse: right answers, memory, file handles")
-    return [*decode, adapters, scheduler, serving, soak, speculation, guided, *quality, palettize, adapt]
+    tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
+    evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

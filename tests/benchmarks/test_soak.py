@@ -182,7 +182,8 @@ def run(model: Path, capsys: pytest.CaptureFixture[str]) -> Run:
         words = ["--minutes", str(seconds / 60), "--clients", "16", "--threads", "1", "--pace", "0.1"]
         code = program.main([*words, "--model", str(model), "--seed", str(random.Random().randrange(1000))])
         report: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
-        assert code == 0, (report["goals"], report["results"]["notes"])
+        assert code == 0
+        assert all(goal["met"] for goal in report["goals"]), (report["goals"], report["results"]["notes"])
         return report
 
     return call

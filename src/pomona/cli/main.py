@@ -49,6 +49,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pomona.cli.export",
         "Write a model and its adapters for other engines: 16 bit, PEFT directories, vLLM.",
     ),
+    "eval": (
+        "pomona.cli.eval",
+        "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
+    ),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
 }
 
