@@ -115,8 +115,10 @@ def test_bounds() -> None:
             Request((1,), logprobs=wrong)
 
 
-def test_a_bias_outside_the_vocabulary_ends_that_request_alone(scheduler: Scheduler) -> None:
-    wrong = scheduler.submit(Request(prompt(5), Sampling(logit_bias=((CONFIG.vocab_size, 1.0),))))
-    with pytest.raises(PomonaError, match="outside the vocabulary"):
-        wrong.result(WAIT)
-    assert answered(scheduler, Request(prompt(5), max_new_tokens=3))[0]
+def test_a_bias_outside_the_vocabulary_is_refused_at_the_door(scheduler: Scheduler, plain: Engine) -> None:
+    for token in (-1, CONFIG.vocab_size):
+        sampling = Sampling(logit_bias=((token, 1.0),))
+        with pytest.raises(PomonaError, match="outside the vocabulary"):
+            scheduler.submit(Request(prompt(5), sampling))
+        with plain.new_sequence() as sequence, pytest.raises(PomonaError, match="outside the vocabulary"):
+            plain.step([StepInput(sequence, prompt(5), sampling)])
