@@ -106,7 +106,8 @@ class Palettizer {
         table_cols_(table_cols),
         groups_(rows / kGroupRows),
         kernels_(select_kernels("auto")),
-        pool_(std::min(threads, groups_)) {}
+        pool_(std::min(threads, groups_)),
+        workers_(pool_.size(), Worker(kernels_, table_cols)) {}
 
   Palettes run() {
     check();
@@ -130,10 +131,9 @@ class Palettizer {
  private:
   template <class Work>
   void for_groups(const Work& work) {
-    std::vector<Worker> workers(pool_.size(), Worker(kernels_, table_cols_));
     std::atomic<int> next{0};
     pool_.run([&](int t) {
-      for (int g = next.fetch_add(1); g < groups_; g = next.fetch_add(1)) work(g, workers[t]);
+      for (int g = next.fetch_add(1); g < groups_; g = next.fetch_add(1)) work(g, workers_[t]);
     });
   }
 
@@ -249,6 +249,7 @@ class Palettizer {
   int bits_, colors_, table_cols_, groups_;
   const Kernels& kernels_;
   ThreadPool pool_;
+  std::vector<Worker> workers_;     // one for each thread
   std::vector<std::int32_t> order_; // of the columns of each table
   std::vector<double> squares_;     // of each row
   Palettes out_;

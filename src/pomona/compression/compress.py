@@ -196,7 +196,7 @@ class _Job:
     def opened(self, folder: Path) -> Iterator[None]:
         with Checkpoint(self.source) as self.checkpoint:
             key = {
-                "version": 1,
+                "version": 2,
                 "source": fingerprint(self.checkpoint),
                 "options": {**asdict(self.options), "bits": None, "size": None, "max_kl": None},
                 "text": content_stamp(self.options.calibration),
