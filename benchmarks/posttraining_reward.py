@@ -8,8 +8,8 @@ the rule of docs/preferences.md, since neither set has them. Two ways to train:
 
 - *adapter*: a LoRA adapter and the heads, one epoch over a small part, the same rows, order and first values
   for each kind of label;
-- *frozen*: the backbone's last states once for all pairs, then the linear head alone, fitted to its optimum in
-  5-fold cross-validation. Every pair is held out once, so that intervals are narrow.
+- *frozen*: the backbone's last states once for all pairs, then the linear head alone, fitted to its optimum
+  in 5-fold cross-validation. Every pair is held out once, so that intervals are narrow.
 
 Intervals are bootstrap intervals of 95% over pairs; differences are of the same pairs. Needs POMONA_DATA.
 """

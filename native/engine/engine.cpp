@@ -217,6 +217,10 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
     if ((words > 0 || input.late_mask) && words != (1 + input.drafts.size()) * mask_words(shape_))
       throw std::invalid_argument(
           "a token mask needs one bit per token of the vocabulary, for the next place and after every draft");
+    for (const auto& [token, value] : input.sampling.bias)
+      if (token < 0 || token >= shape_.vocab)
+        throw std::invalid_argument("the bias names token " + std::to_string(token) +
+                                    ", which is outside the vocabulary of " + std::to_string(shape_.vocab));
     if (count > static_cast<std::size_t>(options_.batch_tokens - total))
       throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) +
                                   " tokens in one step");
@@ -276,6 +280,7 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
   Wanted wanted;
   for (std::size_t n = 0; n < inputs.size(); ++n) {
     sampled[n].resize(1 + runs_[n].drafts);
+    if (inputs[n].logprobs) inputs[n].logprobs->begin(sampled[n].size());
     for (int place = runs_[n].drafts; place >= 0; --place)
       wanted.rows.push_back(runs_[n].row0 + runs_[n].count - 1 - place);
   }
@@ -287,10 +292,14 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
     const std::span<const std::int32_t> tokens = sequences_[run.sequence].tokens,
                                         history = tokens.first(length);
     const std::span<float> values{logits, static_cast<std::size_t>(shape_.vocab)};
+    std::vector<float> own; // the model's logits, which sampling changes
+    if (input.logprobs) own.assign(values.begin(), values.end());
     const std::span<const std::uint32_t> mask =
         input.late_mask ? input.late_mask->wait() : std::span<const std::uint32_t>(input.mask);
     if (!mask.empty()) apply_mask(values, mask.subspan(place * mask_words(shape_), mask_words(shape_)));
-    sampled[row.run][place] = sample(kernels_, values, input.sampling, history, length);
+    const int token = sample(kernels_, values, input.sampling, history, length);
+    sampled[row.run][place] = token;
+    if (input.logprobs) input.logprobs->note(place, kernels_, own, token);
   };
   forward(wanted);
   for (std::size_t n = 0; n < inputs.size(); ++n) {
@@ -298,6 +307,7 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
     std::size_t accepted = 0;
     while (accepted < drafts.size() && sampled[n][accepted] == drafts[accepted]) ++accepted;
     sampled[n].resize(accepted + 1);
+    if (inputs[n].logprobs) inputs[n].logprobs->keep(accepted + 1);
     Sequence& s = sequence(inputs[n].sequence);
     // Refused drafts lie in pages that nobody shares yet: this cut cannot fail.
     cut(s, static_cast<int>(s.tokens.size() - (drafts.size() - accepted)));
@@ -336,6 +346,55 @@ void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const
     out[row] = logits[targets[row]] - kernels_.log_sum_exp(logits, shape_.vocab);
   };
   forward(wanted);
+}
+
+int Engine::reuse(int id, std::span<const std::int32_t> tokens) {
+  const std::lock_guard lock(mutex_);
+  Sequence& s = sequence(id);
+  const std::size_t before = s.tokens.size();
+  if (options_.prefix_cache && !tokens.empty()) reuse_prefix(s, tokens);
+  s.reused += static_cast<int>(s.tokens.size() - before);
+  return static_cast<int>(s.tokens.size());
+}
+
+std::vector<std::vector<Scored>> Engine::score_places(const std::vector<StepInput>& inputs,
+                                                      const std::vector<std::vector<Target>>& targets) {
+  if (inputs.size() != targets.size()) throw std::invalid_argument("every input needs a list of targets");
+  std::vector<std::vector<Scored>> scored(inputs.size());
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    for (const Target& target : targets[n]) {
+      if (target.place < 0 || target.place > static_cast<int>(inputs[n].drafts.size()))
+        throw std::invalid_argument("place " + std::to_string(target.place) + " is none of the input's");
+      if (target.token < 0 || target.token >= shape_.vocab)
+        throw std::invalid_argument("target " + std::to_string(target.token) + " is outside the vocabulary");
+    }
+    scored[n].resize(targets[n].size());
+  }
+  const std::lock_guard lock(mutex_);
+  append(inputs, false);
+  const auto place_of = [&](int row) {
+    const Run& run = runs_[rows_[row].run];
+    return row - (run.row0 + run.count - 1 - run.drafts);
+  };
+  std::vector<bool> asked(rows_.size());
+  for (std::size_t n = 0; n < inputs.size(); ++n)
+    for (const Target& target : targets[n])
+      asked[runs_[n].row0 + runs_[n].count - 1 - runs_[n].drafts + target.place] = true;
+  Wanted wanted;
+  for (std::size_t row = 0; row < asked.size(); ++row)
+    if (asked[row]) wanted.rows.push_back(static_cast<int>(row));
+  wanted.use = [&](int index, const float* logits) {
+    const int row = wanted.rows[index], n = rows_[row].run, place = place_of(row);
+    const float total = kernels_.log_sum_exp(logits, shape_.vocab);
+    const auto best = std::max_element(logits, logits + shape_.vocab) - logits;
+    for (std::size_t i = 0; i < targets[n].size(); ++i)
+      if (targets[n][i].place == place)
+        scored[n][i] = {logits[targets[n][i].token] - total, targets[n][i].token == best};
+  };
+  forward(wanted);
+  if (options_.prefix_cache)
+    for (const StepInput& input : inputs) share_pages(sequence(input.sequence));
+  return scored;
 }
 
 void Engine::profile(bool on) {

@@ -17,7 +17,15 @@ class Sampling:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        answer_start: int = 0,
+        bias: Sequence[tuple[int, float]] = (),
     ) -> None: ...
+
+class Logprobs:
+    def __init__(self, top: int) -> None: ...
+    def entries(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
 
 class LateMask:
     def __init__(self, words: int) -> None: ...
@@ -35,6 +43,7 @@ class StepInput:
         mask: NDArray[np.int32] | None = None,
         drafts: Sequence[int] = (),
         late_mask: LateMask | None = None,
+        logprobs: Logprobs | None = None,
     ) -> None: ...
 
 class Adapter:
@@ -70,6 +79,10 @@ class Engine:
     def score(
         self, sequence: int, tokens: NDArray[np.int32], targets: NDArray[np.int32]
     ) -> NDArray[np.float32]: ...
+    def score_places(
+        self, inputs: Sequence[StepInput], targets: Sequence[Sequence[tuple[int, int]]]
+    ) -> list[list[tuple[float, bool]]]: ...
+    def reuse(self, sequence: int, tokens: NDArray[np.int32]) -> int: ...
     def collect_moments(self, modules: Sequence[str], products: bool) -> None: ...
     def run_layers(
         self, tokens: NDArray[np.int32], first: int, last: int, residual: NDArray[np.float32]
