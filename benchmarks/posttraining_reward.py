@@ -1,15 +1,15 @@
-"""The reward model on real pairs: soft labels against hard labels against a margin, on the same held-out pairs.
+"""The reward model on real pairs: soft labels against hard labels against a margin, on the same pairs.
 
     python -m benchmarks.posttraining_reward --quick
     python -m benchmarks.posttraining_reward --json reward.json
 
-Pairs of hh_rlhf (harmless) and dpo_pairs that fit a short window, split by prompt; levels are assigned by the
-rule of docs/preferences.md, since neither set has them. Two ways to train:
+Pairs of hh_rlhf (harmless) and dpo_pairs that fit a short window, split by prompt; levels are assigned by
+the rule of docs/preferences.md, since neither set has them. Two ways to train:
 
 - *adapter*: a LoRA adapter and the heads, one epoch over a small part, the same rows, order and first values
   for each kind of label;
-- *frozen*: the backbone's last states once for all pairs, then the linear head alone, fitted to its optimum in
-  5-fold cross-validation. Every pair is held out once, so that intervals are narrow.
+- *frozen*: the backbone's last states once for all pairs, then the linear head alone, fitted to its optimum
+  in 5-fold cross-validation. Every pair is held out once, so that intervals are narrow.
 
 Intervals are bootstrap intervals of 95% over pairs; differences are of the same pairs. Needs POMONA_DATA.
 """
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 MODEL = "smollm2-135m"
 LABELS = ("soft", "hard", "margin")
 WINDOW, LEARN, HELD_OUT, FROZEN = 128, 320, 400, 1400
-QUICK_WINDOW, QUICK_LEARN, QUICK_HELD_OUT, QUICK_FROZEN = 64, 8, 16, 40
+QUICK_WINDOW, QUICK_LEARN, QUICK_HELD_OUT, QUICK_FROZEN = 64, 24, 16, 40
 FOLDS, RIDGE = 5, 1e-2
 Floats = NDArray[np.float64]
 
@@ -243,12 +243,12 @@ def difference(ours: RewardReport, theirs: RewardReport) -> Interval:
 
 def notes(facts: dict[str, Any], judged: Sequence[Preference], learn: int) -> list[str]:
     return [
-        f"{facts['pairs']} pairs whose conversations have at most {facts['window']} tokens; adapter: {learn} of "
+        f"{facts['pairs']} pairs of conversations of at most {facts['window']} tokens; adapter: {learn} of "
         f"them learnt once, {len(judged)} held out; frozen: {FOLDS}-fold cross-validation over all",
-        "levels are assigned by how many words both responses share, not by people: the comparison shows what "
-        "the losses do with a level, not what people's levels are worth",
-        "hh_rlhf's labels disagree with each other often (its authors tell of about two thirds agreement), so "
-        "an accuracy far above that is not to be had; a model of 135 M parameters stays below it",
+        "levels are assigned by how many words both responses share, not by people: this shows what the "
+        "losses do with a level, not what people's levels are worth",
+        "hh_rlhf's labels are one person's each and noisy, and most of its pairs are about harm alone: a low "
+        "accuracy here says as much about the pairs and the size of the base as about the losses",
         "the expected calibration error compares sigma of the gap with how often the model is right; soft "
         "labels aim at the targets of the levels",
     ]

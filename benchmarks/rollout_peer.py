@@ -21,7 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapter_peer import LlamaServer, _Process
+from benchmarks.adapter_peer import ChildProcess, LlamaServer
 from benchmarks.common import BenchmarkError
 from benchmarks.peer import ROOT
 
@@ -53,7 +53,7 @@ class SamplingServer(LlamaServer):
         return seconds, sum(int(answer["tokens_predicted"]) for answer in answers)
 
 
-class GeneratePeer(_Process):
+class GeneratePeer(ChildProcess):
     """transformers' `generate`: the near end."""
 
     name = "transformers"

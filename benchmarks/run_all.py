@@ -77,15 +77,19 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
+    serving = Benchmark("serving", "The server under load, against llama.cpp's server")
+    soak = Benchmark("soak", "The server under abuse: right answers, memory, file handles")
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
+    reward = Benchmark(
+        "posttraining_reward", "The reward model on real pairs: soft labels, hard labels, margin"
+    )
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
-    posttraining = [
+    mdloo = [
         Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
-        Benchmark("posttraining_reward", "The reward model's labels: soft, hard, margin"),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
-    speed = [*decode, adapters, scheduler, speculation, guided]
-    return [*speed, *quality, palettize, adapt, tasks, evaluation, *posttraining]
+    runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
+    return [*runtime, *quality, palettize, adapt, tasks, reward, *mdloo, evaluation]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -45,10 +45,8 @@ def test_sft_then_dpo_from_its_adapter(
     assert done.code == 0, done.err
     assert done.json["run"]["steps"] == 2 and done.json["data"]["good"] == 12
     assert "rows that can be used" in done.err
-    done = pomona(
-        "align", "dpo", str(base), str(pairs), "--out", str(tmp_path / "dpo"), "--start", str(tmp_path / "sft"),
-        "--validation", "0.25", *TINY, *work,
-    )  # fmt: skip
+    places = (str(base), str(pairs), "--out", str(tmp_path / "dpo"), "--start", str(tmp_path / "sft"))
+    done = pomona("align", "dpo", *places, "--validation", "0.25", *TINY, *work)
     assert done.code == 0, done.err
     assert "held-out pairs  accuracy" in done.out
     recipe = json.loads((tmp_path / "dpo" / "pomona.json").read_text())["recipe"]

@@ -123,6 +123,7 @@ def test_trials_prefer_the_component_of_the_benchmark_and_are_not_made_twice(
     made = trials()
     good, bad = (made.score({"right": w, "wrong": 1 - w}) for w in (0.9, 0.1))
     assert good < bad and made.made == 2
+    assert not list(made.folder.glob("checkpoint-*"))
     again = trials()
     assert again.score({"right": 0.9, "wrong": 1 - 0.9}) == good and again.made == 0
     with pytest.raises(PomonaError, match="are trained on"):

@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapt": ("pomona.cli.adapt", "Teach a model a task by examples, as an adapter."),
     "align": ("pomona.cli.align", "Post-training: demonstrations, preferences, rewards."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
+    "serve": ("pomona.cli.serve", "Serve a model over OpenAI's HTTP interface, with pages to use it."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
     "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),
     "inspect": (
@@ -44,6 +45,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": (
         "pomona.cli.adapters",
         "List, add, remove, show, verify, export or rebase the adapters of a model.",
+    ),
+    "export": (
+        "pomona.cli.export",
+        "Write a model and its adapters for other engines: 16 bit, PEFT directories, vLLM.",
     ),
     "eval": (
         "pomona.cli.eval",

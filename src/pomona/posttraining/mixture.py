@@ -159,7 +159,7 @@ def read_mixture(path: Path) -> Mixture:
 
 def write_mixture(path: Path, mixture: Mixture, weights: Mapping[str, float]) -> None:
     """The mixture with other weights, as YAML that read_mixture reads; components at 0 are left out."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     kept = [
         {**one.model_dump(), "weight": round(weights[one.name], 6)}

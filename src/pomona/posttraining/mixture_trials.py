@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,8 @@ class SftTrials:
             new_policy(self.base, options, start), examples, self.tokenizer, options, self.folder
         )
         run_trainer(trainer, self.folder, options, resume=False)
+        for path in self.folder.glob("checkpoint-*"):  # the trainer keeps one of its end
+            shutil.rmtree(path, ignore_errors=True)
         self.made += 1
         padding = padding_token(self.tokenizer)
         return {

@@ -123,7 +123,7 @@ def checked(kind: type[AnyOptions], raw: dict[str, Any], source: str) -> AnyOpti
 def load_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file. PomonaError: not readable, or something else."""
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError:
         raise PomonaError(f"{path}: reading YAML needs `pip install pyyaml`") from None
     try:
