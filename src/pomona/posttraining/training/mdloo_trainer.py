@@ -29,7 +29,7 @@ from pomona.models.safetensors_file import SafetensorsFile, SafetensorsWriter, T
 from pomona.posttraining.advantage import best_of, leave_one_out, shaped_rewards
 from pomona.posttraining.mdloo_options import MdlooOptions
 from pomona.posttraining.training.mdloo_loss import mirror_descent_coefficients, sampled_kl
-from pomona.posttraining.training.policy import Policy, Score, StepSums
+from pomona.posttraining.training.policy import Policy, Score
 
 STATE = "state.safetensors"
 _BETAS = (0.9, 0.95)
@@ -49,9 +49,7 @@ class IterationStats:
     ratio_high: float
     ratio_low: float
     gradient_norm: float  # before clipping, of the last step
-    steps: int
     taught: int  # responses that had an advantage, or were picked
-    tokens: int  # that the network read
 
 
 class MdlooTrainer:
@@ -101,9 +99,7 @@ class MdlooTrainer:
             ratio_high=last.high,
             ratio_low=last.low,
             gradient_norm=last.norm,
-            steps=o.inner_steps,
             taught=int(np.count_nonzero(advantage)),
-            tokens=sum(row.tokens for row in rows) * (1 + (o.beta > 0)) + last.read * o.inner_steps,
         )
 
     def _part(self, step: int, groups: int, samples: int) -> list[int]:
@@ -155,14 +151,13 @@ class MdlooTrainer:
             )
 
         self.policy.flat.grads.zero_()
-        sums: StepSums = self.policy.gradient(
+        kl = self.policy.gradient(
             [rows[n] for n in chosen],
             coefficients,
             kl_weight=o.gamma / total if exact else 0.0,
             old=[start[n] for n in chosen] if exact else None,
         )
-        found.kl = (sums.kl if exact else sampled) / total
-        found.read = sums.read
+        found.kl = (kl if exact else sampled) / total
         found.norm = self._update()
         return found
 
@@ -234,4 +229,3 @@ class _Step:
     high: float = 1.0
     low: float = 1.0
     norm: float = 0.0
-    read: int = 0

@@ -46,16 +46,6 @@ class Score:
     states: Tensor | None = None
 
 
-@dataclass
-class StepSums:
-    """Sums over the responses of one step."""
-
-    responses: int = 0
-    tokens: int = 0  # of responses
-    read: int = 0  # that the network read
-    kl: float = 0.0  # to the iteration's start policy, over the full vocabulary
-
-
 def response_row(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Example:
     """A response as a row of the training network: its tokens are learnt, those of the prompt are not."""
     ids = np.array([*prompt_ids, *response_ids], np.int32)
@@ -136,11 +126,12 @@ class Policy:
         *,
         kl_weight: float = 0.0,
         old: Sequence[Score] | None = None,
-    ) -> StepSums:
-        """Adds the gradient of  sum_i c_i log pi(y_i | x) + kl_weight sum_t KL_t.
+    ) -> float:
+        """Adds the gradient of  sum_i c_i log pi(y_i | x) + kl_weight sum_t KL_t;  gives the sum of KL_t.
 
-        old: scores of the rows under the iteration's start policy, with states, for the exact KL."""
-        found = StepSums(responses=len(rows))
+        old: scores of the rows under the iteration's start policy, with states, for the exact KL; without it
+        there is none."""
+        total = 0.0
         for numbers, batch, responses in self._batches(rows):
             states_TD, kept = self.network.forward(batch.ids, keep=True, lengths=batch.lengths)
             logits_CV = self._logits(states_TD[batch.places])
@@ -157,10 +148,8 @@ class Policy:
             grad_TD = torch.zeros_like(states_TD)
             grad_TD[batch.places] = torch.mm(logits_CV, self.network.head_VD)
             self.network.backward(grad_TD, kept)
-            found.tokens += len(log_p)
-            found.read += int(batch.ids.shape[1])
-            found.kl += float(kl.sum())
-        return found
+            total += float(kl.sum())
+        return total
 
     def _old_logits(self, old: Sequence[Score], numbers: Sequence[int]) -> Callable[[slice], Tensor]:
         parts = [old[number].states for number in numbers]
