@@ -1,0 +1,41 @@
+// The dialog that asks for the API key.
+import { make } from "./dom.js";
+
+let asking = null; // one dialog for all requests that wait
+
+// The key, or null where none is given. `wrong`: the last one was refused.
+export function askForKey(wrong) {
+  asking ??= show(wrong).finally(() => { asking = null; });
+  return asking;
+}
+
+function show(wrong) {
+  const field = make("input", null, { type: "password", id: "api-key", autocomplete: "off", required: "" });
+  const ok = make("button", "Use this key", { type: "button", class: "primary" });
+  const cancel = make("button", "Cancel", { type: "button" });
+  const label = make("label", null, { for: "api-key" });
+  label.append(make("span", "API key"), field);
+  const buttons = make("div", null, { class: "row" });
+  buttons.append(ok, cancel);
+  const dialog = make("dialog", null, { "aria-labelledby": "key-title" });
+  dialog.append(
+    make("h2", wrong ? "That key was refused" : "This server asks for a key", { id: "key-title" }),
+    make("p", "It is kept in this tab until you close it, and sent to this server alone.", { class: "quiet" }),
+    label, buttons,
+  );
+  document.body.append(dialog);
+  return new Promise((resolve) => {
+    const end = (value) => {
+      dialog.close();
+      dialog.remove();
+      resolve(value);
+    };
+    const take = () => (field.value.trim() === "" ? field.focus() : end(field.value.trim()));
+    ok.addEventListener("click", take);
+    field.addEventListener("keydown", (event) => event.key === "Enter" && take());
+    cancel.addEventListener("click", () => end(null));
+    dialog.addEventListener("cancel", (event) => { event.preventDefault(); end(null); });
+    dialog.showModal();
+    field.focus();
+  });
+}
