@@ -110,6 +110,11 @@ class Ticket:
 
     async def wait(self) -> Completion:
         """result() under asyncio."""
+        await self.ended()
+        return self._outcome()
+
+    async def ended(self) -> None:
+        """Waits for the end, whatever it is: `completion` and `error` tell."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
             waiting = self._completion is None
@@ -117,7 +122,20 @@ class Ticket:
                 self._last_futures.append(future)
         if waiting:
             await future
-        return self._outcome()
+
+    async def more(self, at: int) -> list[int]:
+        """The tokens from number `at` on as soon as there is one; empty: the request has ended before.
+
+        For readers who take what a slow moment has gathered in one piece; errors are left to `error`.
+        """
+        while True:
+            with self._lock:
+                new = self._tokens[at:]
+                if new or self._completion is not None:
+                    return new
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._futures.append(future)
+            await future
 
     @property
     def completion(self) -> Completion | None:
@@ -146,22 +164,11 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[int]:
         at = 0
-        while True:
-            future: asyncio.Future[None] | None = None
-            with self._lock:
-                new = self._tokens[at:]
-                if not new and self._completion is None:
-                    future = asyncio.get_running_loop().create_future()
-                    self._futures.append(future)
-            if future is not None:
-                await future
-                continue
+        while new := await self.more(at):
             for token in new:
                 yield token
             at += len(new)
-            if not new:
-                self._outcome()
-                return
+        self._outcome()
 
     def __enter__(self) -> Ticket:
         return self
