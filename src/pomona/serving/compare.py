@@ -271,14 +271,14 @@ def vote(pair: str, body: NewVote, request: Request) -> dict[str, Any]:
 
 
 def blind_json(pair: Pair) -> dict[str, Any]:
-    sides = {place: {"text": pair.at(place)[1].text} for place in ("left", "right")}  # type: ignore[arg-type]
+    sides = {place: {"text": pair.at(place)[1].text} for place in ("left", "right")}
     return {"id": pair.id, "session": pair.session, "prompt": pair.prompt, **sides}
 
 
 def open_json(pair: Pair) -> dict[str, Any]:
     sides: dict[str, Any] = {}
     for place in ("left", "right"):
-        side, answer = pair.at(place)  # type: ignore[arg-type]
+        side, answer = pair.at(place)
         sides[place] = {"side": side, **answer.to_json()}
     return {
         "id": pair.id,

@@ -1,6 +1,7 @@
 // The Adapters page: what is known and in memory, and changes to it while requests run.
 import { getJson } from "./api.js";
 import { $, button, formatBytes, make, showError } from "./dom.js";
+import "./site.js";
 
 const EVERY = 2000; // milliseconds
 let known = new Set();
