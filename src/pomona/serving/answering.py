@@ -83,7 +83,7 @@ def room_for(prompt_tokens: int, asked: int | None, state: ServerState, *, param
     if prompt_tokens > state.prompt_limit:
         raise ApiError(
             400,
-            f"This server takes prompts of at most {state.prompt_limit:,} tokens; yours has {prompt_tokens:,}.",
+            f"The prompt has {prompt_tokens:,} tokens; this server takes at most {state.prompt_limit:,}.",
             param=param,
             code="context_length_exceeded",
         )
@@ -153,8 +153,7 @@ class Choice:
         if completion.finish_reason == "deadline":
             raise ApiError(
                 504,
-                f"the answer was not finished within {self._job.deadline_seconds:g} seconds; ask for less, or "
-                "raise deadline_seconds",
+                f"the answer was not finished within {self._job.deadline_seconds:g} seconds; ask for less",
                 type="server_error",
                 code="deadline_exceeded",
                 headers={"X-Should-Retry": "false"},  # the official clients would start it all again

@@ -15,7 +15,7 @@ from pomona.serving.state import ServerState
 
 
 def create_app(model: Model, settings: ServerSettings) -> FastAPI:
-    """The server's ASGI application. The model stays the caller's to close, after the application has ended."""
+    """The ASGI application. The model stays the caller's to close, after the application has ended."""
     state = ServerState(model, model.engine.directory.resolve().name, settings, Metrics())
     state.start()
 

@@ -179,6 +179,7 @@ class _Stream:
             await write(
                 chunk(f'{{"index":{choice.index},"delta":{delta},"logprobs":null,"finish_reason":null}}')
             )
-        last = f'{{"index":{choice.index},"delta":{{}},"logprobs":null,"finish_reason":"{ending.finish_reason}"}}'
+        reason = ending.finish_reason
+        last = f'{{"index":{choice.index},"delta":{{}},"logprobs":null,"finish_reason":"{reason}"}}'
         await write(self._chunks.last_of(last, ending))
         return ending

@@ -21,7 +21,12 @@ log = logging.getLogger("pomona.serving")
 
 # Fields of OpenAI's that we know of and do not have: they get a message of their own.
 UNSUPPORTED = frozenset(
-    ["audio", "best_of", "context_management", "conversation", "echo", "function_call", "functions", "include", "max_tool_calls", "modalities", "prediction", "previous_response_id", "prompt_cache_retention", "reasoning", "reasoning_effort", "suffix", "truncation", "verbosity", "web_search_options", "background"]
+    (
+        *("audio", "background", "best_of", "context_management", "conversation", "echo", "function_call"),
+        *("functions", "include", "max_tool_calls", "modalities", "prediction", "previous_response_id"),
+        *("prompt_cache_retention", "reasoning", "reasoning_effort", "suffix", "truncation", "verbosity"),
+        "web_search_options",
+    )
 )
 
 
@@ -90,8 +95,13 @@ def internal() -> ApiError:
 
 
 def validation_error(problems: Sequence[Any]) -> ApiError:
-    """Pydantic's first problem with a body, under the name of its field."""
-    problem = problems[0]
+    """Pydantic's first problem with a body, under the name of its field.
+
+    Where a field may have several forms, the form that was meant is the one in which the problem lies deepest.
+    """
+    place = field_name(problems[0].get("loc", ()))
+    same = [one for one in problems if field_name(one.get("loc", ())).startswith(place)]
+    problem = max(same, key=lambda one: len(one.get("loc", ())))
     place = field_name(problem.get("loc", ()))
     last = place.rpartition(".")[2] or place
     kind = problem.get("type", "")
@@ -129,8 +139,12 @@ def field_name(place: Sequence[Any]) -> str:
 
 # Names that Pydantic puts into the place of a problem for the member of a union that was tried.
 _MEMBERS = frozenset(
-    ["str", "int", "float", "bool", "list", "dict", "none", "system", "developer", "user", "assistant", "tool", "text", "image_url", "json_schema", "json_object", "function"]
+    (
+        *("str", "int", "float", "bool", "list", "dict", "none", "text", "function"),
+        *("system", "developer", "user", "assistant", "tool", "json_schema", "json_object"),
+    )
 )
+_UNIONS = ("content", "response_format", "tool_choice", "stop", "input", "format", "prompt")
 
 
 def _is_member(parts: Sequence[Any], index: int) -> bool:
@@ -140,15 +154,7 @@ def _is_member(parts: Sequence[Any], index: int) -> bool:
     if part not in _MEMBERS or index == 0:
         return False
     before = parts[index - 1]
-    return isinstance(before, int) or before in (
-        "content",
-        "response_format",
-        "tool_choice",
-        "stop",
-        "input",
-        "format",
-        "prompt",
-    )
+    return isinstance(before, int) or before in _UNIONS
 
 
 def add_handlers(app: FastAPI) -> None:

@@ -1,4 +1,4 @@
-"""Parts that replies of all kinds share: usage, timings, the fields of the adapter, the text of a stream's chunks."""
+"""What replies of all kinds share: usage, timings, the adapter, the text of a stream's chunks."""
 
 from __future__ import annotations
 
@@ -115,8 +115,8 @@ def call_json(call: ToolCall) -> dict[str, Any]:
 
 
 class ChunkWriter:
-    """The chunks of one stream: what is the same in all of them is written once, and a piece of text costs one
-    pass of the JSON encoder's own C function."""
+    """The chunks of one stream. What all of them share is written once; a piece of text costs one call of the
+    JSON encoder's C function."""
 
     def __init__(
         self, state: ServerState, job: Job, prefix: str, object_name: str, *, with_usage: bool

@@ -6,7 +6,6 @@ listening socket and lets running requests come to their end for `drain_seconds`
 
 from __future__ import annotations
 
-import signal
 import socket
 from collections.abc import Callable
 from types import FrameType
@@ -15,8 +14,12 @@ import uvicorn
 from fastapi import FastAPI
 
 from pomona.errors import PomonaError
+from pomona.runtime.model import Model
+from pomona.serving.app import create_app
 from pomona.serving.settings import ServerSettings
 from pomona.serving.state import ServerState
+
+BACKLOG = 1024
 
 
 class DrainingServer(uvicorn.Server):
@@ -27,10 +30,11 @@ class DrainingServer(uvicorn.Server):
         self._state = state
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, a second one ends at once. Unlike uvicorn's, it is not raised again at the
+        end: a server that was asked to go and went has not failed."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
         self._state.draining = True
-        super().handle_exit(sig, frame)
-        if self._captured_signals.count(sig) > 1 and sig == signal.SIGTERM:
-            self.force_exit = True
 
 
 def make_server(app: FastAPI, settings: ServerSettings) -> DrainingServer:
@@ -44,7 +48,7 @@ def make_server(app: FastAPI, settings: ServerSettings) -> DrainingServer:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         h11_max_incomplete_event_size=32 << 10,
-        backlog=1024,
+        backlog=BACKLOG,
     )
     return DrainingServer(config, app.state.pomona)
 
@@ -59,18 +63,33 @@ def bound_socket(settings: ServerSettings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise PomonaError(
-            f"{settings.host}:{settings.port}: cannot be bound ({error.strerror or error}); choose another --port or --host"
+            f"{settings.host}:{settings.port}: cannot be bound ({error.strerror or error}); choose another "
+            "--port or --host"
         ) from error
     return listener
 
 
-def run(
-    app: FastAPI, settings: ServerSettings, listener: socket.socket, ready: Callable[[str], None]
-) -> None:
-    """Serves until a signal ends it. `ready` gets the address when connections are taken."""
+def serve(settings: ServerSettings, ready: Callable[[str, str], None]) -> None:
+    """Loads the model and serves it until a signal ends it.
+
+    `ready` gets the address and the model's id when connections are taken. Raises PomonaError for an address
+    that cannot be bound and a model that cannot be loaded, in this order: the first costs no time.
+    """
+    from pomona.serving.logs import set_up
+
+    with bound_socket(settings) as listener:
+        set_up(settings.log_level)
+        model = Model.load(
+            settings.model, threads=settings.threads, isa=settings.isa, kv_tokens=settings.kv_tokens
+        )
+        with model:
+            app = create_app(model, settings)
+            server = make_server(app, settings)
+            listener.listen(BACKLOG)
+            ready(_address(listener), app.state.pomona.model_id)
+            server.run(sockets=[listener])
+
+
+def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    server = make_server(app, settings)
-    listener.listen(1024)
-    ready(f"http://{shown}:{port}")
-    server.run(sockets=[listener])
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

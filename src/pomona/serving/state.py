@@ -75,7 +75,7 @@ class ServerState:
         return f"fp_{self.model.engine.fingerprint[:10]}"
 
     def adapter_of(self, model_id: str) -> str | None:
-        """The adapter that a model id means; None: the base alone. ApiError 404 for an id that is not here."""
+        """The adapter that a model id means; None: the base alone. ApiError 404 for an unknown id."""
         base, _, name = model_id.partition(":")
         if base == self.model_id and model_id != f"{base}:":
             if not name:
