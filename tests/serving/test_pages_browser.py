@@ -317,9 +317,7 @@ def test_a_long_answer_can_be_stopped(visit: Open, site: str, model: Model) -> N
     page = visit(f"{site}/chat")
     page.locator("#prompt").fill("Write a very long story about a lighthouse, with many chapters.")
     page.locator("#send").click()
-    page.wait_for_function(
-        "document.querySelector('.turn.assistant .text')?.textContent.length > 20", timeout=WAIT
-    )
+    page.locator(".turn.assistant .text", has_text=re.compile(r".{20}", re.DOTALL)).wait_for(timeout=WAIT)
     page.locator("#stop").click()
     page.locator("#status", has_text="Stopped.").wait_for()
     assert idle(model)
@@ -343,10 +341,13 @@ def test_a_setting_out_of_range_is_called_out_and_nothing_is_sent(visit: Open, s
 
 @slow
 def test_adapters_are_pinned_replaced_unloaded_and_loaded_live(
-    visit: Open, model: Model, tmp_path: Path
+    visit: Open, smollm2_4bit_dir: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(model.engine.directory / "adapters" / "recovery", tmp_path / "store" / "other")
-    with running(model, adapter_store=tmp_path / "store", compare_db=tmp_path / "c.db") as url:
+    shutil.copytree(smollm2_4bit_dir / "adapters" / "recovery", tmp_path / "store" / "other")
+    with (
+        Model.load(str(smollm2_4bit_dir), threads=1) as own,
+        running(own, adapter_store=tmp_path / "store", compare_db=tmp_path / "c.db") as url,
+    ):
         page = visit(f"{url}/adapters")
         page.get_by_role("button", name="Pin recovery").click()
         page.locator("#status", has_text="recovery is pinned.").wait_for()
@@ -358,7 +359,7 @@ def test_adapters_are_pinned_replaced_unloaded_and_loaded_live(
         page.get_by_role("button", name="Read again recovery").click()
         page.locator("#status", has_text="read again").wait_for()
         page.locator("#name").fill("other")
-        page.locator("#path").fill(str(tmp_path / "store" / "other"))
+        page.locator("#path").fill("other")
         page.locator("#path").press("Enter")
         page.locator("#status", has_text="other is there.").wait_for()
         page.locator("#list tr", has_text="other").wait_for()
@@ -545,8 +546,13 @@ def test_markup_cannot_be_assigned_even_by_our_own_code(visit: Open, site: str) 
 
 
 @slow
-def test_the_key_is_asked_for_and_kept_in_this_tab(visit: Open, model: Model, tmp_path: Path) -> None:
-    with running(model, api_key=KEY, compare_db=tmp_path / "c.db") as url:
+def test_the_key_is_asked_for_and_kept_in_this_tab(
+    visit: Open, smollm2_4bit_dir: Path, tmp_path: Path
+) -> None:
+    with (
+        Model.load(str(smollm2_4bit_dir), threads=1) as own,
+        running(own, api_key=KEY, compare_db=tmp_path / "c.db") as url,
+    ):
         page = visit(f"{url}/chat", expected="401")
         page.get_by_role("dialog").wait_for()
         page.locator("#api-key").fill("a wrong key, but long")

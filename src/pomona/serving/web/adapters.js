@@ -17,7 +17,7 @@ function draw(state) {
   const text = JSON.stringify(state);
   if (text === shown) return;
   shown = text;
-  known = new Set(state.data.map(nameOf));
+  known = new Set(state.data.map((adapter) => adapter.id));
   const part = state.budget_bytes > 0 ? state.used_bytes / state.budget_bytes : 0;
   $("memory").value = Math.min(part, 1);
   $("memory-text").textContent =
@@ -34,17 +34,15 @@ function draw(state) {
   if (focus !== undefined) [...$("list").querySelectorAll("button")].find((one) => one.dataset.action === focus)?.focus();
 }
 
-const nameOf = (adapter) => adapter.name ?? adapter.id.slice(adapter.id.indexOf(":") + 1);
-
 function row(adapter) {
-  const name = nameOf(adapter), line = make("tr");
+  const name = adapter.id, line = make("tr");
   const state = [adapter.resident ? "in memory" : "on disk"];
   if (adapter.pinned) state.push("pinned");
   if (adapter.default) state.push("default");
   line.append(
     make("th", name, { scope: "row" }), make("td", adapter.task ?? "–"), make("td", String(adapter.version)),
     make("td", state.join(", ")), make("td", adapter.bytes > 0 ? formatBytes(adapter.bytes) : "–", { class: "number" }),
-    make("td", String(adapter.hits), { class: "number" }), make("td", String(adapter.loads ?? adapter.misses), { class: "number" }),
+    make("td", String(adapter.hits), { class: "number" }), make("td", String(adapter.misses), { class: "number" }),
   );
   const act = (label, action, work) => {
     const control = button(label, () => change(work), { class: "small", "aria-label": `${label} ${name}` });
@@ -59,11 +57,15 @@ function row(adapter) {
     }),
     act("Read again", "replace", async () => {
       const { version } = await getJson(address(name), { method: "PUT", body: {} });
-      return `${name} was read again${version === undefined ? "" : `: version ${version}`}.`;
+      return `${name} was read again: version ${version}.`;
     }),
     act("Unload", "unload", async () => {
       await getJson(address(name), { method: "DELETE" });
       return `${name} was unloaded.`;
+    }),
+    act("Forget", "forget", async () => {
+      await getJson(address(name, "?forget=true"), { method: "DELETE" });
+      return `${name} is forgotten: no request can name it.`;
     }),
   );
   cell.append(buttons);
@@ -85,13 +87,14 @@ async function change(work) {
 
 function load() {
   const name = $("name").value.trim(), path = $("path").value.trim();
-  if (name === "" || path === "") {
-    showError($("error"), "Give a name and a folder.");
-    return (name === "" ? $("name") : $("path")).focus();
+  if (name === "") {
+    showError($("error"), "Give a name.");
+    return $("name").focus();
   }
   return change(async () => {
-    if (known.has(name)) await getJson(address(name), { method: "PUT", body: { path } });
-    else await getJson("/v1/adapters", { method: "POST", body: { name, path } });
+    const from = path === "" ? {} : { path };
+    if (known.has(name)) await getJson(address(name), { method: "PUT", body: from });
+    else await getJson("/v1/adapters", { method: "POST", body: { name, ...from } });
     return `${name} is there.`;
   });
 }

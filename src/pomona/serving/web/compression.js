@@ -1,6 +1,7 @@
 // The Compression page: the analysis of `pomona inspect --report`, with the data of the model that is served.
 //
-// analysis.js reads its data from the element #data when it is loaded, so that it is loaded last.
+// analysis.js reads its data from the element #data when it is loaded, so that it is loaded last. The element is no
+// script here: Trusted Types count the text of one as code.
 import { getJson } from "./api.js";
 import { $, showError } from "./dom.js";
 import "./site.js";

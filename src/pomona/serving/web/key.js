@@ -11,17 +11,18 @@ export function askForKey(wrong) {
 
 function show(wrong) {
   const field = make("input", null, { type: "password", id: "api-key", autocomplete: "off", required: "" });
-  const ok = make("button", "Use this key", { type: "button", class: "primary" });
-  const cancel = make("button", "Cancel", { type: "button" });
   const label = make("label", null, { for: "api-key" });
   label.append(make("span", "API key"), field);
+  const cancel = make("button", "Cancel", { type: "button" });
   const buttons = make("div", null, { class: "row" });
-  buttons.append(ok, cancel);
+  buttons.append(make("button", "Use this key", { type: "submit", class: "primary" }), cancel);
+  const form = make("form");
+  form.append(label, buttons);
   const dialog = make("dialog", null, { "aria-labelledby": "key-title" });
   dialog.append(
     make("h2", wrong ? "That key was refused" : "This server asks for a key", { id: "key-title" }),
     make("p", "It is kept in this tab until you close it, and sent to this server alone.", { class: "quiet" }),
-    label, buttons,
+    form,
   );
   document.body.append(dialog);
   return new Promise((resolve) => {
@@ -30,9 +31,10 @@ function show(wrong) {
       dialog.remove();
       resolve(value);
     };
-    const take = () => (field.value.trim() === "" ? field.focus() : end(field.value.trim()));
-    ok.addEventListener("click", take);
-    field.addEventListener("keydown", (event) => event.key === "Enter" && take());
+    form.addEventListener("submit", (event) => {
+      event.preventDefault(); // the policy lets no form go anywhere
+      if (field.value.trim() !== "") end(field.value.trim());
+    });
     cancel.addEventListener("click", () => end(null));
     dialog.addEventListener("cancel", (event) => { event.preventDefault(); end(null); });
     dialog.showModal();
