@@ -108,6 +108,8 @@ class StepInput:
     drafts: a guess at what follows `tokens`, for `Engine.step_with_drafts`. mask: one bit per token that may
     come next, 32 to a word; None: all may. With drafts it has a row for every place: [1 + drafts, words], the
     first for the place after `tokens`. A LateMask need not be computed yet: sampling waits for it.
+    answer_start: how many tokens of the sequence are the prompt's; penalties count those after it. logprobs:
+    is filled with the log probabilities of the tokens that the step gives.
     """
 
     sequence: Sequence
@@ -115,6 +117,8 @@ class StepInput:
     sampling: Sampling = Sampling()
     mask: Mask | None = None
     drafts: Seq[int] = ()
+    answer_start: int = 0
+    logprobs: _native.Logprobs | None = None
 
 
 class Engine:
@@ -397,12 +401,12 @@ class Engine:
 
 def _native_input(i: StepInput, tokens: Seq[int], drafts: Seq[int] = ()) -> _native.StepInput:
     mask = i.mask
-    handle, sampling = i.sequence.handle, i.sampling.native()
+    handle, sampling = i.sequence.handle, i.sampling.native(i.answer_start)
     if isinstance(mask, _native.LateMask):
-        return _native.StepInput(handle, list(tokens), sampling, None, list(drafts), mask)
+        return _native.StepInput(handle, list(tokens), sampling, None, list(drafts), mask, i.logprobs)
     if mask is not None and mask.ndim == 2:  # a row for every place, those of the drafts last
         mask = np.ascontiguousarray(mask[: 1 + len(drafts)]).reshape(-1)
-    return _native.StepInput(handle, list(tokens), sampling, mask, list(drafts))
+    return _native.StepInput(handle, list(tokens), sampling, mask, list(drafts), None, i.logprobs)
 
 
 def _check_options(threads: int, isa: str, kv_tokens: int | None, kv_cache: str) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pomona.errors import PomonaError
 from pomona.runtime.guided import Guide
 from pomona.runtime.sampling import Sampling
-from pomona.runtime.ticket import Completion, Request, Ticket
+from pomona.runtime.ticket import Completion, Request, Ticket, TokenLogprobs
 from pomona.runtime.tools import Tool
 from pomona.runtime.transcript import ToolCall
 from pomona.serving.chat_request import SamplingFields
@@ -47,6 +47,8 @@ class Job:
     tools: tuple[Tool, ...] = ()
     tool_choice: str = "none"
     calls_before: int = 0
+    include_usage: bool = False  # in a stream: its last chunk tells the counts
+    logprobs: int | None = None  # of each token, with those of so many likeliest ones
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,15 @@ class Ending:
 
 
 def sampling_of(request: SamplingFields, state: ServerState) -> Sampling:
-    """Greedy where no temperature is given (docs/openai.md says why)."""
+    """Greedy where no temperature is given (docs/openai.md says why). ApiError for a bias of no token."""
+    vocabulary = state.model.engine.config.vocab_size
+    bias = tuple((int(token), float(value)) for token, value in (request.logit_bias or {}).items())
+    if wrong := [token for token, _ in bias if token >= vocabulary]:
+        raise ApiError(
+            400,
+            f"'logit_bias': token {wrong[0]} is outside the vocabulary of {vocabulary:,}.",
+            param="logit_bias",
+        )
     settings = state.settings
     temperature = settings.default_temperature if request.temperature is None else request.temperature
     seed = secrets.randbits(64) if request.seed is None else request.seed % SEEDS
@@ -72,6 +82,9 @@ def sampling_of(request: SamplingFields, state: ServerState) -> Sampling:
         min_p=float(request.min_p or 0.0),
         repetition_penalty=float(request.repetition_penalty or 1.0),
         seed=seed if temperature > 0 else 0,
+        presence_penalty=float(request.presence_penalty or 0.0),
+        frequency_penalty=float(request.frequency_penalty or 0.0),
+        logit_bias=bias,
     )
 
 
@@ -117,6 +130,8 @@ class Choice:
         dialect = state.model.dialect if job.tools else None
         self.index, self.ticket = index, ticket
         self.read = 0  # tokens so far
+        self.told = 0  # tokens whose log probabilities were sent, and their characters:
+        self.told_characters = 0
         self.parts: list[str] = []  # the words so far
         self._job, self._dialect = job, dialect
         # A control token may begin a call.
@@ -144,6 +159,14 @@ class Choice:
         push = self._decoder.push
         piece = push(tokens[0]) if len(tokens) == 1 else "".join([push(token) for token in tokens])
         return self._shown(piece) if piece else ""
+
+    def untold(self) -> Sequence[tuple[int, TokenLogprobs]]:
+        """Tokens and their log probabilities that were not sent yet; each once."""
+        start, self.told = self.told, self.read
+        if self._job.logprobs is None:
+            return ()
+        ids = self.ticket.token_ids
+        return list(zip(ids[start : self.read], self.ticket.logprobs[start : self.read], strict=True))
 
     def end(self) -> Ending:
         """After the last token. ApiError when there is no answer."""
@@ -199,15 +222,29 @@ class Choice:
         return words
 
 
-async def submitted(state: ServerState, job: Job) -> list[Choice]:
-    """The job's tickets in the queue: all of them, or none and ApiError."""
+async def submitted(state: ServerState, *jobs: Job) -> list[Choice]:
+    """The tickets of all choices in the queue: all of them, or none and ApiError."""
     state.check_open()
-    if job.guide is None:
-        return _submit(state, job)
-    return await asyncio.to_thread(_submit, state, job)  # compiling a guide may take its time
+    choices: list[Choice] = []
+    try:
+        for job in jobs:
+            if job.guide is None:
+                choices += _submit(state, job, len(choices))
+            else:  # compiling a guide may take its time
+                choices += await asyncio.to_thread(_submit, state, job, len(choices))
+    except BaseException:
+        cancel_all(choices)
+        raise
+    return choices
 
 
-def _submit(state: ServerState, job: Job) -> list[Choice]:
+def cancel_all(choices: Sequence[Choice]) -> None:
+    """What is not finished ends; the others are left as they are."""
+    for choice in choices:
+        choice.ticket.cancel()
+
+
+def _submit(state: ServerState, job: Job, number: int) -> list[Choice]:
     request = Request(
         prompt_ids=job.prompt_ids,
         sampling=job.sampling,
@@ -217,16 +254,17 @@ def _submit(state: ServerState, job: Job) -> list[Choice]:
         guide=job.guide,
         deadline_seconds=job.deadline_seconds,
         lookup=True,
+        logprobs=job.logprobs,
     )
     choices: list[Choice] = []
     try:
         for index in range(job.choices):
             seed = (job.sampling.seed + index) % SEEDS
             one = replace(request, sampling=replace(job.sampling, seed=seed)) if index else request
-            choices.append(Choice(state, job, state.model.scheduler.submit(one), index))
+            ticket = state.model.scheduler.submit(one)
+            choices.append(Choice(state, job, ticket, number + index))
     except BaseException as error:
-        for choice in choices:
-            choice.ticket.cancel()
+        cancel_all(choices)
         if isinstance(error, PomonaError):
             raise refused(error) from error
         raise

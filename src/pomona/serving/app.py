@@ -6,7 +6,7 @@ from fastapi import FastAPI
 
 from pomona import __version__
 from pomona.runtime.model import Model
-from pomona.serving import chat, health, models
+from pomona.serving import adapters, chat, completions, health, models, responses, tokenize
 from pomona.serving.errors import add_handlers
 from pomona.serving.gate import Gate
 from pomona.serving.metrics import Metrics
@@ -29,7 +29,7 @@ def create_app(model: Model, settings: ServerSettings) -> FastAPI:
     )
     app.state.pomona = state
     add_handlers(app)
-    for part in (chat, models, health):
+    for part in (chat, completions, responses, models, adapters, tokenize, health):
         app.include_router(part.router)
     app.add_middleware(Gate, state=state)
 

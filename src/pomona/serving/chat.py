@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterable
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
@@ -11,6 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from pydantic import BaseModel, ConfigDict
 
 from pomona.errors import PomonaError
+from pomona.runtime.dialects import MAX_CALLS
 from pomona.serving.answering import (
     INLINE_CHARACTERS,
     Choice,
@@ -18,17 +21,17 @@ from pomona.serving.answering import (
     Job,
     check_choices,
     deadline_of,
-    read_to_end,
     room_for,
     sampling_of,
     submitted,
 )
 from pomona.serving.chat_request import ChatRequest, FunctionCall
 from pomona.serving.conversation import calls_in, entries_of, output_of, text_of, tools_of
-from pomona.serving.errors import RESPONSES, refused
-from pomona.serving.event_stream import DONE, EventStream, Write, unless_gone
-from pomona.serving.reply import Base, ChunkWriter, call_json, cancel_all, note_endings, quoted, reply_fields
+from pomona.serving.errors import RESPONSES, ApiError, refused
+from pomona.serving.logprobs import ChatLogprobs, chat_logprobs
+from pomona.serving.reply import Base, call_json, reply_fields
 from pomona.serving.state import ServerState, state_of
+from pomona.serving.streaming import COMPACT, ChunkStream, whole
 
 router = APIRouter()
 
@@ -51,7 +54,7 @@ class ReplyMessage(BaseModel):
 class ReplyChoice(BaseModel):
     index: int
     message: ReplyMessage
-    logprobs: dict[str, Any] | None
+    logprobs: ChatLogprobs | None
     finish_reason: Literal["stop", "length", "tool_calls"]
 
 
@@ -74,18 +77,11 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         job = await asyncio.to_thread(job_of, body, state)
     choices = await submitted(state, job)
     if body.stream:
-        stream = _Stream(state, job, choices, with_usage=body.includes_usage)
-        return EventStream(
-            stream.write, abandon=lambda: cancel_all(choices), stall_seconds=state.settings.stall_seconds
-        )
-    try:
-        endings = await unless_gone(request.receive, _all(choices))
-    except BaseException:
-        cancel_all(choices)
-        raise
-    note_endings(state, job, endings)
+        return _ChatStream(request, state, job, choices).response()
+    endings = await whole(request, job, choices)
     reply = reply_fields(state, job, "chatcmpl", "chat.completion", endings)
-    reply["choices"] = [_choice_json(choice, ending) for choice, ending in zip(choices, endings, strict=True)]
+    pairs = zip(choices, endings, strict=True)
+    reply["choices"] = [_choice_json(state, choice, ending) for choice, ending in pairs]
     return JSONResponse(reply)
 
 
@@ -98,11 +94,14 @@ def job_of(body: ChatRequest, state: ServerState) -> Job:
     output = output_of(body.response_format, state.settings)
     dialect = state.model.dialect
     try:
-        guide = dialect.guide(tools, tool_choice, output)
+        most = 1 if body.parallel_tool_calls is False else MAX_CALLS
+        guide = dialect.guide(tools, tool_choice, output, max_calls=most)
         messages, shown = dialect.messages(entries, tools if tool_choice != "none" else ())
         ids = state.model.render(messages, tools=shown)
     except PomonaError as error:
         raise refused(error, param="messages") from error
+    if body.top_logprobs is not None and not body.logprobs:
+        raise ApiError(400, "'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     asked = body.max_completion_tokens or body.max_tokens
     return Job(
         body.model,
@@ -117,16 +116,12 @@ def job_of(body: ChatRequest, state: ServerState) -> Job:
         tools,
         tool_choice,
         calls_in(entries),
+        body.includes_usage,
+        (body.top_logprobs or 0) if body.logprobs else None,
     )
 
 
-async def _all(choices: list[Choice]) -> list[Ending]:
-    if len(choices) == 1:
-        return [await read_to_end(choices[0])]
-    return list(await asyncio.gather(*(read_to_end(choice) for choice in choices)))
-
-
-def _choice_json(choice: Choice, ending: Ending) -> dict[str, Any]:
+def _choice_json(state: ServerState, choice: Choice, ending: Ending) -> dict[str, Any]:
     text = choice.text
     message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
     if ending.calls:
@@ -135,51 +130,27 @@ def _choice_json(choice: Choice, ending: Ending) -> dict[str, Any]:
     return {
         "index": choice.index,
         "message": message,
-        "logprobs": None,
+        "logprobs": chat_logprobs(state.model.tokenizer, choice),
         "finish_reason": ending.finish_reason,
     }
 
 
-class _Stream:
-    """Writes the chunks of one reply."""
+class _ChatStream(ChunkStream):
+    prefix, object_name = "chatcmpl", "chat.completion.chunk"
 
-    def __init__(self, state: ServerState, job: Job, choices: list[Choice], *, with_usage: bool) -> None:
-        self._state, self._job, self._choices, self._with_usage = state, job, choices, with_usage
-        self._chunks = ChunkWriter(state, job, "chatcmpl", "chat.completion.chunk", with_usage=with_usage)
+    def words(self, choice: Choice, text: str, first: bool) -> str:
+        role = '"role":"assistant",' if first else ""
+        return self._choice(choice, f'{{{role}"content":{quoted(text)}}}', "null")
 
-    async def write(self, write: Write) -> None:
-        if len(self._choices) == 1:
-            endings = [await self._one(self._choices[0], write)]
-        else:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(choice, write)) for choice in self._choices]
-            endings = [task.result() for task in tasks]
-        note_endings(self._state, self._job, endings)
-        await write((self._chunks.usage(endings) if self._with_usage else b"") + DONE)
-
-    async def _one(self, choice: Choice, write: Write) -> Ending:
-        before = f'{{"index":{choice.index},"delta":{{"content":'
-        after = '},"logprobs":null,"finish_reason":null}'
-        lead = f'{{"index":{choice.index},"delta":{{"role":"assistant","content":'
-        chunk, more = self._chunks.chunk, choice.ticket.more
-        while new := await more(choice.read):
-            if words := choice.push(new):
-                await write(chunk(f"{lead}{quoted(words)}{after}"))
-                lead = before
-            if choice.stopped:
-                choice.ticket.cancel()
-                break
-        await choice.ticket.ended()
-        ending = choice.end()
-        if ending.words or lead is not before:
-            await write(chunk(f"{lead}{quoted(ending.words)}{after}"))
+    def ending(self, choice: Choice, ending: Ending) -> Iterable[str]:
         if ending.calls:
             calls = [{"index": number, **call_json(call)} for number, call in enumerate(ending.calls)]
-            delta = json.dumps({"tool_calls": calls}, separators=(",", ":"))
-            await write(
-                chunk(f'{{"index":{choice.index},"delta":{delta},"logprobs":null,"finish_reason":null}}')
-            )
-        reason = ending.finish_reason
-        last = f'{{"index":{choice.index},"delta":{{}},"logprobs":null,"finish_reason":"{reason}"}}'
-        await write(self._chunks.last_of(last, ending))
-        return ending
+            yield self._choice(choice, json.dumps({"tool_calls": calls}, separators=COMPACT), "null")
+        yield self._choice(choice, "{}", f'"{ending.finish_reason}"')
+
+    def _choice(self, choice: Choice, delta: str, reason: str) -> str:
+        logprobs = "null"
+        if self.job.logprobs is not None:
+            told = chat_logprobs(self.state.model.tokenizer, choice)
+            logprobs = json.dumps(told, separators=COMPACT)
+        return f'{{"index":{choice.index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'

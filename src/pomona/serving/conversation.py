@@ -171,7 +171,8 @@ def output_of_schema(schema: dict[str, Any], place: str, settings: ServerSetting
 
 def check_schema(schema: dict[str, Any], place: str, settings: ServerSettings) -> None:
     """Bounds of size and depth: a schema comes from anybody, and compiling one takes time."""
-    level, depth = [schema], 0
+    level: list[Any] = [schema]
+    depth = 0
     while level:
         depth += 1
         if depth > settings.max_schema_depth:

@@ -97,7 +97,7 @@ def internal() -> ApiError:
 def validation_error(problems: Sequence[Any]) -> ApiError:
     """Pydantic's first problem with a body, under the name of its field.
 
-    Where a field may have several forms, the form that was meant is the one in which the problem lies deepest.
+    Of the forms that a field may have, the one that was meant is that in which the problem lies deepest.
     """
     place = field_name(problems[0].get("loc", ()))
     same = [one for one in problems if field_name(one.get("loc", ())).startswith(place)]

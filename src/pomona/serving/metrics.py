@@ -71,30 +71,19 @@ class _Runtime(Collector):
 
     def collect(self) -> Iterator[Any]:
         stats = self._model.scheduler.stats()
-        native = self._model.engine.native
+        native, adapters = self._model.engine.native, self._model.adapters
+        kv_bytes = native.kv_tokens * native.kv_bytes_per_token
         for name, help_text, value in (
             ("pomona_waiting_requests", "Requests in the queue.", stats.waiting),
             ("pomona_running_requests", "Requests in the batch.", stats.running),
             ("pomona_kv_free_tokens", "Room in the key/value cache.", stats.free_tokens),
             ("pomona_kv_tokens", "Size of the key/value cache.", native.kv_tokens),
-            (
-                "pomona_kv_bytes",
-                "Bytes of the key/value cache.",
-                native.kv_tokens * native.kv_bytes_per_token,
-            ),
-            (
-                "pomona_adapter_bytes",
-                "Memory of all loaded adapter versions.",
-                self._model.adapters.alive_bytes,
-            ),
-            (
-                "pomona_adapter_budget_bytes",
-                "Memory that adapters may take.",
-                self._model.adapters.budget_bytes,
-            ),
+            ("pomona_kv_bytes", "Bytes of the key/value cache.", kv_bytes),
+            ("pomona_adapter_bytes", "Memory of all loaded adapter versions.", adapters.alive_bytes),
+            ("pomona_adapter_budget_bytes", "Memory that adapters may take.", adapters.budget_bytes),
         ):
             yield GaugeMetricFamily(name, help_text, value)
-        for name, help_text, value in (
+        for name, help_text, count in (
             ("pomona_steps", "Steps of the engine.", stats.steps),
             ("pomona_failed_steps", "Steps that failed.", stats.failed_steps),
             ("pomona_step_seconds", "Time in steps.", stats.step_seconds),
@@ -102,7 +91,7 @@ class _Runtime(Collector):
             ("pomona_queue_refusals", "Requests refused because the queue was full.", stats.refused),
             ("pomona_preemptions", "Requests that gave up their place for a while.", stats.preemptions),
         ):
-            yield CounterMetricFamily(name, help_text, value)
+            yield CounterMetricFamily(name, help_text, count)
         yield from self._lanes(stats)
         yield from self._adapters()
 

@@ -116,7 +116,7 @@ def load_settings(config: Path | None = None, given: Mapping[str, Any] | None = 
 
 
 def _read(config: Path) -> dict[str, Any]:
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         if config.stat().st_size > MAX_CONFIG_BYTES:
