@@ -304,7 +304,7 @@ class _Pair:
             await write(server_sent("error", refused(error).body))
         except TimeoutError:
             message = "the answers took longer than the server's deadline; ask for shorter ones"
-            body = ApiError(504, message, type="server_error", code="deadline").body
+            body = ApiError(504, message, type="server_error", code="deadline_exceeded").body
             await write(server_sent("error", body))
 
     async def _write(self, write: Write) -> None:

@@ -35,11 +35,9 @@ POLICY = "; ".join(
         "trusted-types 'none'",
     )
 )
-HEADERS = {
+HEADERS = {  # besides those that gate.py gives every reply
     "Content-Security-Policy": POLICY,
-    "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
-    "Referrer-Policy": "no-referrer",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",

@@ -130,6 +130,10 @@ async def write(task: Task, body: WriteRequest, request: Request) -> Response:
     state.check_open()
     if not body.text.strip():
         raise ApiError(400, "text is empty; give one", param="text")
+    try:
+        state.model.adapter_for(body.adapter)
+    except PomonaError as error:
+        raise refused(error, param="adapter") from error
     work = _Work(state, task, body)
     # What is refused is refused before anything is sent: as an error, not as a stream that holds one.
     await work.begin()
@@ -189,7 +193,7 @@ class _Work:
                 504,
                 f"the text took longer than {self._seconds:g} s, the server's deadline; give a shorter one",
                 type="server_error",
-                code="deadline",
+                code="deadline_exceeded",
             ) from None
         except PomonaError as error:
             raise refused(error) from error

@@ -3,7 +3,7 @@ import { events } from "./api.js";
 import { $, button, copy, make, option, showError, stopped } from "./dom.js";
 import { models } from "./site.js";
 
-let turns = []; // {role, content, note, element}: what has been said, answers that were stopped among them
+let turns = []; // {role, content, element, words}: what has been said, answers that were stopped among them
 let running = null; // AbortController
 
 const NUMBERS = ["temperature", "top_p", "seed", "max_tokens"];
@@ -47,11 +47,10 @@ function drawControls() {
 }
 
 function addTurn(role, content) {
-  const turn = { role, content, note: "" };
+  const turn = { role, content };
   turn.element = make("article", null, { class: `turn ${role}` });
   turn.words = make("div", content, { class: "text" });
-  turn.foot = make("p", null, { class: "quiet row" });
-  turn.element.append(make("h2", role === "user" ? "You" : $("model").value), turn.words, turn.foot);
+  turn.element.append(make("h2", role === "user" ? "You" : $("model").value), turn.words);
   if (turns.length === 0) $("talk").replaceChildren();
   $("talk").append(turn.element);
   turns.push(turn);
@@ -67,7 +66,9 @@ function scrollDown(always) {
 
 function finishTurn(turn, note) {
   const control = button("Copy", () => copy(turn.content, control), { class: "small", "aria-label": "Copy this answer" });
-  turn.foot.replaceChildren(control, make("span", note));
+  const foot = make("p", null, { class: "quiet row" });
+  foot.append(control, make("span", note));
+  turn.element.append(foot);
 }
 
 async function send() {

@@ -12,11 +12,12 @@ let queue = []; // prompts that come after it
 let running = null;
 let voting = false;
 
+const counted = (votes) => (votes === 1 ? "1 vote" : `${votes} votes`);
 const told = (seconds, tokens) => `${tokens} tokens in ${seconds.toFixed(1)} s`;
 
 async function listSessions(chosen) {
   const { data } = await getJson("/v1/compare/sessions");
-  const items = data.map((one) => option(one.id, `${one.name || new Date(1000 * one.created).toLocaleString()} (${one.votes} votes)`));
+  const items = data.map((one) => option(one.id, `${one.name || new Date(1000 * one.created).toLocaleString()} (${counted(one.votes)})`));
   $("sessions").replaceChildren(option("", data.length === 0 ? "none yet" : "choose one"), ...items);
   $("sessions").value = chosen ?? "";
   $("new").open = data.length === 0;
@@ -42,7 +43,7 @@ async function readSession(id) {
   $("configurations").textContent = `${session.model}. A: ${described(session.a)}. B: ${described(session.b)}.`;
   drawShares($("results"), session.results);
   const open = session.results.open;
-  $("results-note").textContent = `${session.results.votes} votes${open > 0 ? `, ${open} pairs without one` : ""}. Intervals: Wilson's, of 95%.`;
+  $("results-note").textContent = `${counted(session.results.votes)}${open > 0 ? `, ${open} pairs without one` : ""}. Intervals: Wilson's, of 95%.`;
 }
 
 async function begin() {

@@ -46,7 +46,7 @@ export class ConfigurationForm {
 }
 
 function labelled(text, field) {
-  const label = make("label", null, { for: field.id });
+  const label = make("label", null, { for: field.id, class: "field" });
   label.append(make("span", text), field);
   return label;
 }

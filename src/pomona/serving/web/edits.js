@@ -72,9 +72,9 @@ export class Edits {
     const lines = this.edits.map((edit, index) => {
       const line = make("li"), change = make("span", null, { class: "change" });
       const words = `${visible(edit.original)} → ${visible(edit.replacement)}`;
-      if (edit.original !== "") change.append(make("del", visible(edit.original)));
+      change.append(edit.original === "" ? make("span", "nothing", { class: "quiet" }) : make("del", visible(edit.original)));
       change.append(make("span", " → ", { "aria-hidden": "true" }));
-      if (edit.replacement !== "") change.append(make("ins", visible(edit.replacement)));
+      change.append(edit.replacement === "" ? make("span", "nothing", { class: "quiet" }) : make("ins", visible(edit.replacement)));
       line.append(change,
         button("Accept", () => this.set(index, "accepted"), { class: "small", "aria-label": `Accept: ${words}`, "aria-pressed": "false" }),
         button("Reject", () => this.set(index, "rejected"), { class: "small", "aria-label": `Reject: ${words}`, "aria-pressed": "false" }));

@@ -11,7 +11,7 @@ export function askForKey(wrong) {
 
 function show(wrong) {
   const field = make("input", null, { type: "password", id: "api-key", autocomplete: "off", required: "" });
-  const label = make("label", null, { for: "api-key" });
+  const label = make("label", null, { for: "api-key", class: "field" });
   label.append(make("span", "API key"), field);
   const cancel = make("button", "Cancel", { type: "button" });
   const buttons = make("div", null, { class: "row" });
