@@ -149,7 +149,7 @@ _UNIONS = ("content", "response_format", "tool_choice", "stop", "input", "format
 
 def _is_member(parts: Sequence[Any], index: int) -> bool:
     part = str(parts[index])
-    if "[" in part or part[:1].isupper() or part.startswith("literal"):
+    if "[" in part or part[:1].isupper() or part.startswith(("literal", "constrained-")):
         return True
     if part not in _MEMBERS or index == 0:
         return False

@@ -28,6 +28,8 @@ from pomona.serving.state import ServerState
 READING = ("GET", "HEAD", "OPTIONS")
 # Behind the key, when there is one. Everything else is health, readiness and static pages.
 PROTECTED = ("/v1", "/metrics", "/openapi.json")
+MAX_HEADERS = 100
+MAX_HEADER_BYTES = 32 << 10
 _HOST = re.compile(rb"(\[[0-9a-fA-F:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 _SECURITY_HEADERS = [(b"x-content-type-options", b"nosniff"), (b"referrer-policy", b"no-referrer")]
@@ -86,6 +88,8 @@ class Gate:
     def _check(self, scope: Scope) -> None:
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         names = [name for name, _ in headers]
+        if len(headers) > MAX_HEADERS or sum(len(n) + len(v) for n, v in headers) > MAX_HEADER_BYTES:
+            raise ApiError(431, "Too many headers.", code="bad_header", headers={"Connection": "close"})
         for name in (
             b"host",
             b"content-length",
@@ -95,9 +99,9 @@ class Gate:
             b"content-type",
         ):
             if names.count(name) > 1:
-                raise ApiError(400, f"The header '{name.decode()}' came twice.", code="bad_header")
+                raise _bad_header(f"The header '{name.decode()}' came twice.")
         if b"content-length" in names and b"transfer-encoding" in names:
-            raise ApiError(400, "Content-Length and Transfer-Encoding exclude each other.", code="bad_header")
+            raise _bad_header("Content-Length and Transfer-Encoding exclude each other.")
         host = self._check_host(scope)
         if scope["method"] not in READING:
             self._check_origin(scope, host)
@@ -223,6 +227,11 @@ _PREFLIGHT = [
     (b"access-control-allow-headers", b"authorization, content-type, x-request-id"),
     (b"access-control-max-age", b"600"),
 ]
+
+
+def _bad_header(message: str) -> ApiError:
+    """What comes after it on the connection may have been meant otherwise, and is not read."""
+    return ApiError(400, message, code="bad_header", headers={"Connection": "close"})
 
 
 def _foreign() -> ApiError:

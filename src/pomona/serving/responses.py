@@ -100,7 +100,7 @@ class _Reply:
         counts = usage(self._job, [ending])
         cut = ending.finish_reason == "length"
         status = "incomplete" if cut else "completed"
-        text = choice.text.rstrip("\n") if ending.calls else choice.text
+        text = choice.text
         output = [self.message(text, status)] if text or not ending.calls else []
         return {
             **self.begun,
