@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pages_server import tiny_model
 from starlette.testclient import TestClient
+from tiny_model import tiny_model
 
 from pomona.errors import PomonaError
 from pomona.runtime.model import Model

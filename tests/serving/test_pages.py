@@ -11,8 +11,8 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from pages_server import tiny_model
 from starlette.testclient import TestClient
+from tiny_model import tiny_model
 
 from pomona.compression.compress import compress
 from pomona.runtime.model import Model

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pages_server import running, tiny_model
+from serving_server import serving, until
 from starlette.testclient import TestClient
+from tiny_model import tiny_model
 
 from pomona import features
 from pomona.adapters.edits import Edit, apply_edits
@@ -146,26 +147,14 @@ def test_the_deadline_ends_the_work(tmp_path: Path) -> None:
 def test_when_the_reader_goes_the_model_stops(tmp_path: Path) -> None:
     import httpx2
 
-    with Model.load(str(tiny_model(tmp_path)), threads=1) as own, running(own) as url:
+    with Model.load(str(tiny_model(tmp_path)), threads=1) as own, serving(own) as running:
         body = {"text": "word " * 6000, "stream": True}
-        with httpx2.stream("POST", f"{url}/v1/write/rewrite", json=body, timeout=30) as reply:
+        with httpx2.stream("POST", f"{running.url}/v1/write/rewrite", json=body, timeout=30) as reply:
             lines = reply.iter_lines()
             while "piece" not in next(lines):
                 pass
         assert own.scheduler.stats().submitted > 0
-        until_idle(own)
+        until(running.idle)
         # Most of the text was never worked on.
         finished = own.scheduler.stats().finished
         assert finished["cancelled"] > 0 and finished["stop"] + finished["length"] < 60
-
-
-def until_idle(model: Model) -> None:
-    import time
-
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        stats = model.scheduler.stats()
-        if not stats.running and not stats.waiting:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the scheduler goes on")

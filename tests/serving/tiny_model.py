@@ -1,21 +1,12 @@
-"""A server on a free port for the tests of the pages, and a small model that has a tokenizer."""
+"""A small random model with a tokenizer of its own: tests of the pages need no real one."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pomona.models.presets import PRESETS
 from pomona.models.random_init import random_model
-from pomona.runtime.model import Model
-from pomona.serving.app import create_app
-from pomona.serving.server import bound_socket, make_server
-from pomona.serving.settings import ServerSettings
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -51,24 +42,3 @@ def tiny_model(folder: Path) -> Path:
     (source / "tokenizer_config.json").write_text('{"eos_token": "<|end|>"}')
     (source / "chat_template.jinja").write_text(TEMPLATE)
     return random_model(TINY, target, seed=5, perturb_norms=True, tokenizer_from=source)
-
-
-@contextlib.contextmanager
-def running(model: Model, **options: Any) -> Iterator[str]:
-    """The address of a server that answers until the block ends."""
-    settings = ServerSettings(port=0, drain_seconds=1, **options)
-    listener = bound_socket(settings)
-    listener.listen(64)
-    server = make_server(create_app(model, settings), settings)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    try:
-        deadline = time.monotonic() + 30
-        while not server.started and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert server.started
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(timeout=20)
-        listener.close()
