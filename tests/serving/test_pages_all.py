@@ -13,12 +13,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from page_steps import PAGES, WAIT, Open, answer_with, done, fill_for_show, lines, new_comparison
+from page_steps import (
+    MAIL,
+    PAGES,
+    WAIT,
+    Open,
+    answer_with,
+    corrected,
+    done,
+    fill_for_show,
+    lines,
+    new_comparison,
+)
 from serving_server import Running, loaded, serving
 
 from pomona.runtime.model import Model
@@ -27,17 +37,6 @@ KEY = "a key of some length"
 MARKUP = "<img src=x onerror=\"document.title='gone'\"><script>document.title='gone'</script><b>bold</b>"
 
 slow = pytest.mark.slow
-
-
-@pytest.fixture
-def mixed(site: Running, tmp_path: Path) -> Iterator[Running]:
-    """For the picture of Compression: a model of several widths, POMONA_MIXED_MODEL, else the usual one."""
-    name = os.environ.get("POMONA_MIXED_MODEL")
-    if name is None:
-        yield site
-        return
-    with Model.load(name, threads=1) as own, serving(own, compare_db=tmp_path / "mixed.db") as running:
-        yield running
 
 
 # --- what holds for all of them
@@ -112,11 +111,9 @@ def test_markup_cannot_be_assigned_even_by_our_own_code(visit: Open, site: Runni
 
 
 @slow
-def test_the_key_is_asked_for_and_kept_in_this_tab(
-    visit: Open, smollm2_4bit_dir: Path, tmp_path: Path
-) -> None:
+def test_the_key_is_asked_for_and_kept_in_this_tab(visit: Open, site_dir: Path, tmp_path: Path) -> None:
     with (
-        loaded(smollm2_4bit_dir) as own,
+        loaded(site_dir) as own,
         serving(own, api_key=KEY, compare_db=tmp_path / "c.db") as running,
     ):
         page = visit(f"{running.url}/chat", expected="401")
@@ -145,7 +142,7 @@ def test_it_is_dark_where_the_system_is_and_on_request(visit: Open, site: Runnin
     light.get_by_role("button", name="Dark").click()
     assert brightness(light) < 150
     for path in PAGES[2:]:
-        light.goto(site.running.url + path)
+        light.goto(site.url + path)
         assert brightness(light) < 150
         assert light.get_by_role("button", name="Dark").get_attribute("aria-pressed") == "true"
 
@@ -153,7 +150,7 @@ def test_it_is_dark_where_the_system_is_and_on_request(visit: Open, site: Runnin
 @slow
 @pytest.mark.parametrize("path", PAGES)
 def test_every_control_is_reached_by_the_tab_key(visit: Open, site: Running, path: str) -> None:
-    page = visit(site.running.url + path)
+    page = visit(site.url + path)
     page.locator("#served", has_text="smollm2").wait_for()
     if path == "/compression":
         page.locator("#analysis").wait_for(timeout=WAIT)
@@ -198,8 +195,10 @@ def axe() -> str:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("path", PAGES)
 def test_axe_finds_no_serious_fault(axe: str, visit: Open, site: Running, path: str, scheme: str) -> None:
-    page = visit(site.running.url + path, color_scheme=scheme, bypass_csp=True)
+    page = visit(site.url + path, color_scheme=scheme, bypass_csp=True)
     page.locator("#served", has_text="smollm2").wait_for()
+    if path == "/write":
+        answer_with(page, "/v1/write/", corrected(MAIL))
     fill_for_show(page, path)
     page.evaluate(axe)
     found = page.evaluate("axe.run(document).then((r) => r.violations)")
@@ -212,19 +211,24 @@ def test_axe_finds_no_serious_fault(axe: str, visit: Open, site: Running, path: 
 
 
 @slow
-def test_pictures_of_the_pages(visit: Open, site: Running, mixed: Running, tmp_path: Path) -> None:
+def test_pictures_of_the_pages(visit: Open, site_dir: Path, tmp_path: Path) -> None:
     folder = Path(os.environ.get("POMONA_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
+    # A mix of widths shows more of Compression than a model of one width.
+    usual = os.environ.get("POMONA_SCREENSHOTS_MODEL", str(site_dir))
+    mixed = os.environ.get("POMONA_SCREENSHOTS_MIX", usual)
+    shown = [(path, "light", usual) for path in ("/write", "/chat", "/adapters", "/compare")]
     made = []
-    for path, scheme in [*((path, "light") for path in PAGES[1:]), ("/chat", "dark")]:
-        height = {"/compression": 900, "/compare": 900}.get(path, 720)
-        where = mixed if path == "/compression" else site
-        page = visit(where.url + path, color_scheme=scheme, viewport={"width": 1100, "height": height})
-        page.locator("#served", has_text="smollm2").wait_for()
-        fill_for_show(page, path)
-        page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
-        name = f"{path[1:]}{'-dark' if scheme == 'dark' else ''}.png"
-        page.screenshot(path=folder / name)
-        made.append(folder / name)
+    for path, scheme, name in [*shown, ("/chat", "dark", usual), ("/compression", "light", mixed)]:
+        height = {"/compression": 900, "/compare": 1240}.get(path, 760)
+        with Model.load(name, threads=1) as model, serving(model, compare_db=tmp_path / "c.db") as running:
+            page = visit(running.url + path, color_scheme=scheme, viewport={"width": 1100, "height": height})
+            page.locator("#served", has_text="smollm2").wait_for()
+            fill_for_show(page, path)
+            page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+            picture = folder / f"{path[1:]}{'-dark' if scheme == 'dark' else ''}.png"
+            page.screenshot(path=picture)
+            page.close()
+        made.append(picture)
     assert len(made) == 6
     assert all(5_000 < picture.stat().st_size < 120_000 for picture in made)

@@ -78,8 +78,9 @@ async function change(work) {
   showError($("error"), null);
   $("status").textContent = "";
   try {
-    $("status").textContent = await work();
+    const told = await work();
     await refresh();
+    $("status").textContent = told;
   } catch (error) {
     showError($("error"), error);
   }
