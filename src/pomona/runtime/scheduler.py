@@ -201,6 +201,9 @@ class Scheduler:
         for wrong in (min(prompt), max(prompt)):
             if not 0 <= wrong < vocabulary:
                 raise PomonaError(f"token id {wrong} is outside the vocabulary of {vocabulary:,}")
+        for token, _ in request.sampling.logit_bias:
+            if not 0 <= token < vocabulary:  # it would end the step of all
+                raise PomonaError(f"logit_bias: token {token} is outside the vocabulary of {vocabulary:,}")
         if request.adapter is not None:
             if self._adapters is None:
                 raise PomonaError(f"adapter {request.adapter}: this scheduler was made without adapters")

@@ -71,7 +71,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """Answers a conversation, whole or as a stream of server-sent events (`stream`)."""
     state = state_of(request)
     state.check_open()
-    if sum(len(text_of(message.content or "")) for message in body.messages) < INLINE_CHARACTERS:
+    characters = sum(len(text_of(message.content or "")) for message in body.messages)
+    if characters < INLINE_CHARACTERS and not body.tools:
         job = job_of(body, state)
     else:
         job = await asyncio.to_thread(job_of, body, state)

@@ -162,7 +162,7 @@ class SamplingFields(Body):
     top_k: Annotated[int, Field(ge=0, lt=1 << 30)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    deadline_seconds: Annotated[float, Field(gt=0, le=86400)] | None = None
+    deadline_seconds: Annotated[float, Field(ge=0.01, le=86400)] | None = None
 
     @model_validator(mode="after")
     def _streams(self) -> SamplingFields:

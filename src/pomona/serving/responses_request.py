@@ -107,7 +107,7 @@ class ResponsesRequest(Body):
     parallel_tool_calls: bool | None = None
     stream: bool | None = None
     truncation: Literal["disabled"] | None = None
-    deadline_seconds: Annotated[float, Field(gt=0, le=86400)] | None = None
+    deadline_seconds: Annotated[float, Field(ge=0.01, le=86400)] | None = None
     store: bool | None = None  # accepted, without effect: nothing is ever stored. So are these:
     user: str | None = None
     metadata: dict[str, str] | None = None

@@ -116,7 +116,7 @@ def load_settings(config: Path | None = None, given: Mapping[str, Any] | None = 
 
 
 def _read(config: Path) -> dict[str, Any]:
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         if config.stat().st_size > MAX_CONFIG_BYTES:

@@ -1,4 +1,4 @@
-"""Stop texts in an answer that arrives in pieces: the text ends before the first that appears."""
+"""Stop texts in an answer that arrives in pieces: the text ends before the one that is complete first."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class StopTexts:
         if self.found:
             return ""
         text = self._held + piece
-        places = [place for stop in self._texts if (place := text.find(stop)) >= 0]
-        if places:
+        places = [(place + len(stop), place) for stop in self._texts if (place := text.find(stop)) >= 0]
+        if places:  # the first end: so the pieces in which the text comes make no difference
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(places)[1]]
         keep = max(_overlap(text, stop) for stop in self._texts)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
