@@ -2,10 +2,11 @@
 
 The pictures of docs/pages.md are made by
 
-    POMONA_SCREENSHOTS=docs/images POMONA_MIXED_MODEL=smollm2-135m-3.5bit \\
-        python -m pytest -m slow tests/serving/test_pages_all.py -k pictures
+    POMONA_SCREENSHOTS=docs/images python -m pytest -m slow tests/serving/test_pages_all.py -k pictures
 
-axe-core, which judges accessibility, is no Python package: `npm install axe-core` in the working directory,
+POMONA_SCREENSHOTS_MIX may name the directory of a model of several widths, for the picture of Compression.
+
+axe-core, which judges accessibility, is no Python package: `npm install --no-save axe-core` in the working directory,
 or POMONA_AXE with the path of its axe.min.js.
 """
 
@@ -187,7 +188,7 @@ def axe() -> str:
     given = os.environ.get("POMONA_AXE")
     path = Path(given) if given else Path("node_modules/axe-core/axe.min.js")
     if not path.is_file():
-        pytest.skip("axe-core is not there; npm install axe-core, or set POMONA_AXE to its axe.min.js")
+        pytest.skip("axe-core is not there; npm install --no-save axe-core, or set POMONA_AXE to its axe.min.js")
     return path.read_text(encoding="utf-8")
 
 
@@ -215,14 +216,14 @@ def test_pictures_of_the_pages(visit: Open, site_dir: Path, tmp_path: Path) -> N
     folder = Path(os.environ.get("POMONA_SCREENSHOTS", tmp_path))
     folder.mkdir(parents=True, exist_ok=True)
     # A mix of widths shows more of Compression than a model of one width.
-    usual = os.environ.get("POMONA_SCREENSHOTS_MODEL", str(site_dir))
+    usual = str(site_dir)
     mixed = os.environ.get("POMONA_SCREENSHOTS_MIX", usual)
     shown = [(path, "light", usual) for path in ("/write", "/chat", "/adapters", "/compare")]
     made = []
     for path, scheme, name in [*shown, ("/chat", "dark", usual), ("/compression", "light", mixed)]:
-        height = {"/compression": 900, "/compare": 1240}.get(path, 760)
+        height = {"/compression": 820, "/compare": 1080}.get(path, 760)
         with Model.load(name, threads=1) as model, serving(model, compare_db=tmp_path / "c.db") as running:
-            page = visit(running.url + path, color_scheme=scheme, viewport={"width": 1100, "height": height})
+            page = visit(running.url + path, color_scheme=scheme, viewport={"width": 960, "height": height})
             page.locator("#served", has_text="smollm2").wait_for()
             fill_for_show(page, path)
             page.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
