@@ -45,6 +45,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pomona.cli.adapters",
         "List, add, remove, show, verify, export or rebase the adapters of a model.",
     ),
+    "export": (
+        "pomona.cli.export",
+        "Write a model and its adapters for other engines: 16 bit, PEFT directories, vLLM.",
+    ),
     "eval": (
         "pomona.cli.eval",
         "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",

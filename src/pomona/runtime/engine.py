@@ -144,6 +144,7 @@ class Engine:
         prefix_cache: bool = False,
         kv_cache: KvPrecision = "bf16",
         replaced: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Engine:
         """Maps the weights of a model directory.
 
@@ -154,7 +155,8 @@ class Engine:
         same adapter version.
         kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
         replaced: module -> the parts of its packed weight by tensor name (palettized.py), which stand in for
-        what the directory holds of it; for measuring what a change would do.
+        what the directory holds of it; for measuring what a change would do. checkpoint: of this very
+        directory, if it is mapped already: a second mapping would count in memory once more.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
@@ -163,7 +165,7 @@ class Engine:
         raw = read_json_object(directory / CONFIG_FILE)
         config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
         read_quantization_config(raw, str(directory / CONFIG_FILE))
-        checkpoint = Checkpoint(directory)
+        checkpoint = checkpoint or Checkpoint(directory)
         tensors = {
             name: (info.dtype, native_array(checkpoint.array(name)))
             for name, info in checkpoint.tensors.items()
@@ -191,6 +193,19 @@ class Engine:
         except ValueError as error:
             raise PomonaError(f"{directory}: {error}; pull or compress the model again") from error
         return cls(directory, config, native, checkpoint)
+
+    def changed(self, replaced: Mapping[str, Mapping[str, NDArray[Any]]], kv_tokens: int) -> Engine:
+        """Another engine over the same mapped weights, with modules `replaced` as in load(). What it takes of
+        memory is those modules and its cache."""
+        return Engine.load(
+            self.directory,
+            threads=self.threads,
+            isa=self.isa,
+            kv_tokens=kv_tokens,
+            huge_pages=False,
+            replaced=replaced,
+            checkpoint=self._checkpoint,
+        )
 
     @property
     def threads(self) -> int:
