@@ -6,8 +6,8 @@ The pictures of docs/pages.md are made by
 
 POMONA_SCREENSHOTS_MIX may name the directory of a model of several widths, for the picture of Compression.
 
-axe-core, which judges accessibility, is no Python package: `npm install --no-save axe-core` in the working directory,
-or POMONA_AXE with the path of its axe.min.js.
+axe-core, which judges accessibility, is no Python package: `npm install --no-save axe-core` in the working
+directory, or POMONA_AXE with the path of its axe.min.js.
 """
 
 from __future__ import annotations
@@ -188,7 +188,9 @@ def axe() -> str:
     given = os.environ.get("POMONA_AXE")
     path = Path(given) if given else Path("node_modules/axe-core/axe.min.js")
     if not path.is_file():
-        pytest.skip("axe-core is not there; npm install --no-save axe-core, or set POMONA_AXE to its axe.min.js")
+        pytest.skip(
+            "axe-core is not there; npm install --no-save axe-core, or set POMONA_AXE to its axe.min.js"
+        )
     return path.read_text(encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib.resources import files
 
@@ -95,7 +96,7 @@ def add_pages(app: FastAPI) -> None:
         app.add_api_route(path, _sender(file), methods=["GET", "HEAD"], include_in_schema=False)
 
 
-def _sender(file: WebFile):  # type: ignore[no-untyped-def]
+def _sender(file: WebFile) -> Callable[[Request], Awaitable[Response]]:
     async def send(request: Request) -> Response:
         return file.response(request)
 
