@@ -72,6 +72,15 @@ def shard_module(module: torch.nn.Module, mesh: DeviceMesh | None) -> None:
         _shard(module, mesh, torch.float32)
 
 
+def reshard(model: torch.nn.Module) -> None:
+    """After a forward pass without backward pass: FSDP2 keeps the root's whole parameters in between."""
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def named_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """Name in the checkpoint -> parameter, a tied one once, in the model's order."""
     return {_plain(name): parameter for name, parameter in model.named_parameters()}

@@ -29,7 +29,7 @@ from pomona.pretraining.recipe import OptimizerSettings, StageSettings
 from pomona.pretraining.schedule import schedule
 from pomona.pretraining.training.checkpoint import Progress
 from pomona.pretraining.training.loss import Batch, LossFunction, cross_entropy
-from pomona.pretraining.training.model import named_tensors
+from pomona.pretraining.training.model import named_tensors, reshard
 from pomona.pretraining.training.muparam import parameter_groups
 from pomona.pretraining.training.optimizer import RMSPropMomentum
 
@@ -230,6 +230,7 @@ class StageTrainer(Trainer):
                 if number < count:
                     total += torch.tensor([float(cross_entropy(row, labels)[0]), 1.0], dtype=torch.float64)
         self.model.train()
+        reshard(self.model)
         if world > 1:
             total = self.accelerator.reduce(total.to(self.args.device), "sum").cpu()
         return float(total[0] / total[1])
