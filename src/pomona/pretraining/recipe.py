@@ -20,7 +20,7 @@ from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
 from pomona.models.presets import preset
 
-Count = Annotated[int, Field(ge=1, le=1 << 40)]
+Count = Annotated[int, Field(ge=1, le=1 << 50)]
 Positive = Annotated[float, Field(gt=0, lt=1e9, allow_inf_nan=False)]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 
