@@ -91,4 +91,5 @@ class RMSPropMomentum(torch.optim.Optimizer):
         u = u / (rms / group["clip"]).clamp(min=1.0)
         m.mul_(b1).add_(u, alpha=1 - b1)
         schedule = group["lr"] / group["peak_lr"]
-        w.mul_(1 - schedule * group["weight_decay"]).add_(m, alpha=-group["lr"] * group["factor"])
+        # Added and not multiplied: 1 - s d rounded to float32 would be wrong in the same way at every step.
+        w.add_(w, alpha=-schedule * group["weight_decay"]).add_(m, alpha=-group["lr"] * group["factor"])

@@ -176,6 +176,8 @@ class StageTrainer(Trainer):
         """Called by the Trainer after each step, and once more at the end of the data."""
         if self.progress.step == self.stage.steps:
             return
+        for parameter in self.loss_tensors.values():
+            parameter.grad = None  # the Trainer clears the model's
         seconds = time.perf_counter() - self._started
         p, s = self.progress, self.stage
         in_a_row = p.dropped_in_a_row + 1 if self._drop else 0
