@@ -123,7 +123,11 @@ def test_paths_start_from_the_recipes_folder(tmp_path: Path) -> None:
     values["data"]["sources"]["text"] = {"files": ["deep/a.jsonl"]}
     file = tmp_path / "one.yaml"
     file.write_text(yaml.safe_dump(values), encoding="utf-8")
-    assert load_recipe(file).data.sources["text"].files == [tmp_path / "deep" / "a.jsonl"]
+    assert load_recipe(file).sources()["text"].files == [tmp_path / "deep" / "a.jsonl"]
+    moved = tmp_path / "elsewhere" / "one.yaml"
+    moved.parent.mkdir()
+    file.rename(moved)
+    assert load_recipe(moved).identity() == recipe_of(values).identity()
 
 
 def test_identity_is_of_what_changes_numbers() -> None:

@@ -93,7 +93,7 @@ def prepare(recipe: Recipe, out: Path, *, progress: Progress = lambda label, don
     record = out / PREPARED
     if record.is_file():
         return read_prepared(out)
-    usable = {name: one for name, one in recipe.data.sources.items() if not one.optional or available(one)}
+    usable = {name: one for name, one in recipe.sources().items() if not one.optional or available(one)}
     left_out = tuple(sorted(set(recipe.data.sources) - set(usable)))
     texts = {}
     for done, (name, source) in enumerate(usable.items()):
@@ -102,7 +102,7 @@ def prepare(recipe: Recipe, out: Path, *, progress: Progress = lambda label, don
             texts[name] = gather(name, source, out / "text", validation_share=recipe.data.validation_share)
     tokenizer = _tokenizer(recipe, out, [one.train for one in texts.values()], progress)
     train: dict[str, Path] = {name: one.packed for name, one in usable.items() if one.packed is not None}
-    validation: dict[str, Path] = dict(recipe.data.validation)
+    validation = {name: recipe.place(path) for name, path in recipe.data.validation.items()}
     for name, one in texts.items():
         train[name] = _packed(one.train, out / "data" / f"{name}.train", tokenizer, progress)
         validation[name] = _packed(one.held_out, out / "data" / f"{name}.held-out", tokenizer, progress)
@@ -136,8 +136,9 @@ def read_prepared(out: Path) -> Prepared:
 
 
 def _tokenizer(recipe: Recipe, out: Path, texts: list[Path], progress: Progress) -> Path:
-    given, target = recipe.tokenizer.path, out / "tokenizer"
-    if given is not None:
+    target = out / "tokenizer"
+    if recipe.tokenizer.path is not None:
+        given = recipe.place(recipe.tokenizer.path)
         if not (given / "tokenizer.json").is_file():
             raise PomonaError(f"{given}: has no tokenizer.json; give the directory of a model that has one")
         with ModelDirectoryWriter(target, overwrite=True, mark="tokenizer.json") as writer:

@@ -3,7 +3,8 @@
     recipe = load_recipe(Path("recipes/laptop/afm-nano.yaml"))
 
 The values of the AFM report are the defaults where it gives one (section 3). Unknown keys are refused, and so is
-what contradicts itself, before anything is computed. Relative paths start from the recipe's folder.
+what contradicts itself, before anything is computed. Relative paths start from the recipe's folder, so that recipe
+and text may move together.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -154,6 +163,8 @@ class Recipe(_Strict):
     evaluation_windows: Count = 64
     keep_checkpoints: Count = 2
 
+    _folder: Path = PrivateAttr(default=Path())  # of the file: not part of what the recipe is
+
     @field_validator("stages")
     @classmethod
     def _stages(cls, stages: list[StageSettings]) -> list[StageSettings]:
@@ -170,6 +181,19 @@ class Recipe(_Strict):
             if unknown := sorted(set(stage.mixture) - set(self.data.sources)):
                 raise ValueError(f"stage {stage.name}: {unknown[0]} is no source of data")
         return self
+
+    def place(self, path: Path) -> Path:
+        """A path of the recipe, from where the recipe lies."""
+        return (self._folder / path.expanduser()).absolute()
+
+    def sources(self) -> dict[str, SourceSettings]:
+        """The sources with their paths as `place` gives them."""
+        found = {}
+        for name, one in self.data.sources.items():
+            packed = None if one.packed is None else self.place(one.packed)
+            files = None if one.files is None else [self.place(path) for path in one.files]
+            found[name] = one.model_copy(update={"packed": packed, "files": files})
+        return found
 
     def config(self, stage: StageSettings) -> ModelConfig:
         """The model as that stage leaves it: rotary base and longest position are the stage's."""
@@ -212,7 +236,8 @@ def load_recipe(path: Path) -> Recipe:
     except ValidationError as error:
         raise PomonaError(f"{path}: {_first(error)}") from error
     recipe.config(recipe.stages[-1])  # a shape that cannot be is said now
-    return _absolute(recipe, path.parent)
+    recipe._folder = path.parent
+    return recipe
 
 
 def difference(old: Any, new: Any, place: str = "") -> str | None:
@@ -238,24 +263,3 @@ def _first(error: ValidationError) -> str:
         return f"{place}: no recipe has this key; remove it, or correct its spelling"
     text = first["msg"].removeprefix("Value error, ")
     return f"{place}: {text}; correct it" if place else f"{text}; correct it"
-
-
-def _absolute(recipe: Recipe, folder: Path) -> Recipe:
-    """Paths made absolute; they are part of the identity, so that another folder is another recipe."""
-
-    def whole(path: Path | None) -> Path | None:
-        return None if path is None else (folder / path.expanduser()).resolve()
-
-    sources = {
-        name: one.model_copy(
-            update={
-                "packed": whole(one.packed),
-                "files": None if one.files is None else [whole(path) for path in one.files],
-            }
-        )
-        for name, one in recipe.data.sources.items()
-    }
-    validation = {name: whole(path) for name, path in recipe.data.validation.items()}
-    data = recipe.data.model_copy(update={"sources": sources, "validation": validation})
-    tokenizer = recipe.tokenizer.model_copy(update={"path": whole(recipe.tokenizer.path)})
-    return recipe.model_copy(update={"data": data, "tokenizer": tokenizer})
