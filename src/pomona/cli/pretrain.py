@@ -126,7 +126,7 @@ def run(
     epilog=examples(
         "pomona pretrain plan --model afm-on-device --devices 64xH100",
         "pomona pretrain plan --model afm-on-device --devices 64xH100 --utilisation 0.5 --micro-batch 4",
-        "pomona pretrain plan --recipe recipes/report/afm-server.yaml --devices 512xH100",
+        "pomona pretrain plan --recipe recipes/report/afm-server.yaml --devices 512xB200",
     ),
 )
 def plan(
@@ -143,15 +143,18 @@ def plan(
         float, typer.Option("--utilisation", help="Model FLOP made over the peak.")
     ] = 0.4,
     micro_batch: Annotated[
-        int, typer.Option("--micro-batch", min=1, help="Sequences per device and pass.")
-    ] = 1,
+        int | None,
+        typer.Option(
+            "--micro-batch", min=1, help="Sequences per device and pass.", show_default="1, or the recipe's"
+        ),
+    ] = None,
     no_recompute: Annotated[
         bool, typer.Option("--no-recompute", help="Without activation checkpointing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Memory per device, tokens per second, days and checkpoints of a run, from formulas."""
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     from pomona.models.presets import preset
     from pomona.pretraining.plan import REPORT_STAGES, PlannedStage, devices
@@ -161,23 +164,26 @@ def plan(
     if (model is None) == (recipe is None):
         raise PomonaError("plan: give either --model or --recipe")
     stages: tuple[PlannedStage, ...] = REPORT_STAGES
+    where = devices(on)
     if recipe is not None:
         settings = load_recipe(recipe)
         config = settings.model.config()
         stages = tuple(
-            PlannedStage(one.name, one.tokens, one.sequence_length, one.tokens_per_step, one.save_every)
+            PlannedStage(
+                one.name,
+                one.tokens,
+                one.sequence_length,
+                one.tokens_per_step,
+                one.save_every,
+                one.micro_batch or -(-one.batch // where.count),
+            )
             for one in settings.stages
         )
     else:
         config = preset(model or "")
-    found = make_plan(
-        config,
-        devices(on),
-        stages,
-        utilisation=utilisation,
-        micro_batch=micro_batch,
-        recompute=not no_recompute,
-    )
+    if micro_batch is not None:
+        stages = tuple(replace(stage, micro_batch=micro_batch) for stage in stages)
+    found = make_plan(config, where, stages, utilisation=utilisation, recompute=not no_recompute)
     if as_json:
         extra = {"days": found.days, "memory_total": found.memory.total, "fits": found.memory.fits}
         print_json(asdict(found) | extra)
@@ -283,7 +289,7 @@ def _show_plan(found: Plan) -> None:
             ("memory per device", f"{format_bytes(int(m.total))} of {format_bytes(int(m.device))}, {fits}"),
             ("  weights, gradients, states", format_bytes(int(m.states))),
             ("  gathered layers", format_bytes(int(m.gathered))),
-            (f"  {mode}", f"{format_bytes(int(m.activations))} at micro-batch {found.micro_batch}"),
+            (f"  {mode}", f"{format_bytes(int(m.activations))} at {found.pass_tokens:,} tokens a pass"),
             ("  logits", format_bytes(int(m.logits))),
             ("  optimizer's temporaries", format_bytes(int(m.temporaries))),
             ("  set aside", format_bytes(int(m.reserve))),

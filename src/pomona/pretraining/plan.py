@@ -39,13 +39,15 @@ class Devices:
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """tokens_per_step: of the whole job. save_every: steps between checkpoints."""
+    """tokens_per_step: of the whole job. save_every: steps between checkpoints. micro_batch: sequences per
+    device and pass."""
 
     name: str
     tokens: int
     sequence_length: int
     tokens_per_step: int = 2048 * 4096  # AXLearn's honeycrisp-3B
     save_every: int = 5000
+    micro_batch: int = 1
 
     @property
     def steps(self) -> int:
@@ -100,9 +102,9 @@ class Plan:
     parameters: int
     devices: Devices
     utilisation: float
-    micro_batch: int
     recompute: bool
-    memory: Memory  # of the stage with the longest sequences
+    pass_tokens: int  # of one device, at the most
+    memory: Memory  # with that many
     stages: tuple[StageTime, ...]
     checkpoint_bytes: float
     model_bytes: float
@@ -135,10 +137,9 @@ def plan(
     stages: Sequence[PlannedStage] = REPORT_STAGES,
     *,
     utilisation: float = UTILISATION,
-    micro_batch: int = 1,
     recompute: bool = True,
 ) -> Plan:
-    """The plan. micro_batch: sequences per device and pass. recompute: activation checkpointing.
+    """The plan. recompute: activation checkpointing.
 
     utilisation: model FLOP per second over the peak, recomputation not counted. PomonaError if it is not in
     (0, 1].
@@ -162,15 +163,15 @@ def plan(
                 days,
             )
         )
-    longest = max(stage.sequence_length for stage in stages)
+    tokens = max(stage.micro_batch * stage.sequence_length for stage in stages)
     parameters = config.embedding_parameters + config.non_embedding_parameters
     return Plan(
         parameters,
         on,
         utilisation,
-        micro_batch,
         recompute,
-        memory(config, on, micro_batch * longest, recompute=recompute),
+        tokens,
+        memory(config, on, tokens, recompute=recompute),
         tuple(times),
         float(_CHECKPOINT_BYTES * parameters),
         2.0 * parameters,

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -150,6 +151,15 @@ class StageTrainer(Trainer):
 
     def floating_point_ops(self, inputs: Any) -> int:
         return 0  # counted by flop_per_token
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Between the passes of a step: gradients are summed over processes once, after the last pass."""
+        self.model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            self.model.set_requires_gradient_sync(True)
 
     # --- clipping and dropping -----------------------------------------------------------------------------
 
