@@ -77,7 +77,20 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt]
+    pretraining_optimizer = Benchmark(
+        "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
+    )
+    return [
+        *decode,
+        adapters,
+        scheduler,
+        speculation,
+        guided,
+        *quality,
+        palettize,
+        adapt,
+        pretraining_optimizer,
+    ]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -46,7 +46,9 @@ def called(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return seen
 
 
-def test_the_recipe_needs_no_word_before_it(called: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_recipe_needs_no_word_before_it(
+    called: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["pretrain", NANO, "--out", "runs/x", "--gguf", "--resume", "--threads", "2"]) == 0
     assert called["recipe"].name == "afm-nano"
     assert (called["out"], called["gguf"], called["resume"], called["restart"]) == (
@@ -96,11 +98,22 @@ def test_what_is_wrong_is_said(
 def test_the_plan_of_the_report(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "plan", "--model", "afm-on-device", "--devices", "64xH100"]) == 0
     out = capsys.readouterr().out
-    for text in ("core", "continued", "lengthening", "2.738 B", "64 x H100", "40% of that", "fits", "32.9 GB"):
+    for text in (
+        "core",
+        "continued",
+        "lengthening",
+        "2.738 B",
+        "64 x H100",
+        "40% of that",
+        "fits",
+        "32.9 GB",
+    ):
         assert text in out
 
 
-@pytest.mark.parametrize("name", ["report/afm-on-device.yaml", "report/afm-server.yaml", "laptop/afm-nano.yaml"])
+@pytest.mark.parametrize(
+    "name", ["report/afm-on-device.yaml", "report/afm-server.yaml", "laptop/afm-nano.yaml"]
+)
 def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
     words = ["pretrain", "plan", "--recipe", str(RECIPES / name), "--devices", "512xB200", "--json"]
     assert main(words) == 0

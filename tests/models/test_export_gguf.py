@@ -60,7 +60,9 @@ def test_half_precision_is_the_same_to_its_rounding(model: Path, tmp_path: Path)
     with GgufFile(file) as read, SafetensorsFile(model / "model.safetensors") as one:
         name = "model.layers.1.mlp.down_proj.weight"
         bits = one.array(name).astype(np.uint32) << 16
-        assert np.allclose(read.dequantize("blk.1.ffn_down.weight"), bits.view(np.float32), rtol=1e-3, atol=1e-6)
+        assert np.allclose(
+            read.dequantize("blk.1.ffn_down.weight"), bits.view(np.float32), rtol=1e-3, atol=1e-6
+        )
 
 
 def test_its_vocabulary_is_that_of_the_tokenizer(model: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import write_text
+from pretrain_samples import write_text
 
 from pomona.errors import PomonaError
 from pomona.pretraining.corpus import PUBLIC, available, documents, gather
@@ -93,7 +93,9 @@ def test_public_text_needs_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path:
     (tmp_path / "tinystories").mkdir()
     assert available(wanted)
     write = tmp_path / "tinystories" / PUBLIC["tinystories"]
-    write.write_text("*** START OF THE BOOK\nOnce upon a time.\n*** END OF THE BOOK\nLicence", encoding="utf-8")
+    write.write_text(
+        "*** START OF THE BOOK\nOnce upon a time.\n*** END OF THE BOOK\nLicence", encoding="utf-8"
+    )
     assert list(documents(wanted)) == ["Once upon a time."]
 
 

@@ -31,7 +31,9 @@ def test_it_is_torchs_cross_entropy() -> None:
 
 def test_z_is_the_mean_square_of_log_z() -> None:
     logits = torch.zeros(2, 3, 7)  # Z = 7
-    assert float(cross_entropy(logits, torch.zeros(2, 3, dtype=torch.long))[1]) == pytest.approx(math.log(7) ** 2)
+    assert float(cross_entropy(logits, torch.zeros(2, 3, dtype=torch.long))[1]) == pytest.approx(
+        math.log(7) ** 2
+    )
 
 
 def test_bfloat16_logits_are_summed_in_float32() -> None:

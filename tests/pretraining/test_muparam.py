@@ -20,7 +20,9 @@ def test_only_the_matrices_of_attention_and_ffn_are_scaled() -> None:
     assert {update_factor(name, 3072, 768) for name in scaled} == {0.25}  # the report's model
 
 
-@pytest.mark.parametrize(("width", "base", "factor"), [(384, 768, 1.0), (768, 768, 1.0), (8192, 768, 0.09375)])
+@pytest.mark.parametrize(
+    ("width", "base", "factor"), [(384, 768, 1.0), (768, 768, 1.0), (8192, 768, 0.09375)]
+)
 def test_the_factor_never_exceeds_one(width: int, base: int, factor: float) -> None:
     assert update_factor("model.layers.0.mlp.up_proj.weight", width, base) == factor
 

@@ -1,4 +1,4 @@
-"""The report's optimizer against two float64 references, closed forms and AdamW, and what a user may rely on."""
+"""The report's optimizer against two float64 references, closed forms and AdamW; what one may rely on."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from optimizer_references import Rule, adastar, unrolled
 
+from benchmarks.optimizer_references import Rule, adastar, unrolled
 from pomona.pretraining.schedule import schedule
 from pomona.pretraining.training.optimizer import RMSPropMomentum
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import config_of, recipe_of, settings, windows
+from pretrain_samples import config_of, recipe_of, settings, windows
 
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -79,7 +79,12 @@ def kept_bytes(config: ModelConfig, tokens: int, *, recompute: bool) -> float:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"intermediate_size": 1024}, {"hidden_size": 256}, {"num_attention_heads": 6, "num_key_value_heads": 3}],
+    [
+        {},
+        {"intermediate_size": 1024},
+        {"hidden_size": 256},
+        {"num_attention_heads": 6, "num_key_value_heads": 3},
+    ],
 )
 def test_activations_are_those_that_autograd_keeps(changes: dict[str, int]) -> None:
     config = replace(SMALL, **changes)
@@ -129,7 +134,9 @@ def test_days_follow_from_the_stated_utilisation() -> None:
     core = one.stages[0]
     assert core.tokens_per_second == pytest.approx(64 * 989e12 * 0.4 / core.flop_per_token)
     assert core.days == pytest.approx(6.3e12 / core.tokens_per_second / 86_400)
-    assert plan(preset("afm-on-device"), devices("128xH100"), utilisation=0.4).days == pytest.approx(one.days / 2)
+    assert plan(preset("afm-on-device"), devices("128xH100"), utilisation=0.4).days == pytest.approx(
+        one.days / 2
+    )
     # 6 N D of the non-embedding weights and the head, plus attention: between one and two times 6 N D.
     assert 1 < core.flop_per_token / (6 * 2.738e9) < 1.5
     assert [stage.checkpoints for stage in one.stages] == [151, 24, 3]

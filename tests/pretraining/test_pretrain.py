@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import settings, write_recipe
+from pretrain_samples import settings, write_recipe
 
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -148,7 +148,9 @@ def test_a_changed_recipe_is_refused_before_anything_is_touched(finished: Finish
     assert sorted((path, path.stat().st_mtime_ns) for path in (folder / "out").rglob("*")) == before
 
 
-def test_a_run_that_stopped_between_stages_goes_on_in_another_place(finished: Finished, tmp_path: Path) -> None:
+def test_a_run_that_stopped_between_stages_goes_on_in_another_place(
+    finished: Finished, tmp_path: Path
+) -> None:
     folder, report = finished
     shutil.copytree(folder, tmp_path / "copy")
     shutil.rmtree(tmp_path / "copy" / "out" / "stages" / "lengthening")
@@ -174,5 +176,5 @@ def test_packed_text_that_is_not_there_is_said(tmp_path: Path) -> None:
     values["data"] = {"sources": {"text": {"packed": "nowhere"}}}
     values["tokenizer"] = {"path": "nothing"}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(values))
-    with pytest.raises(PomonaError, match="has no tokenizer.json"):
+    with pytest.raises(PomonaError, match=r"has no tokenizer\.json"):
         pretrain(load_recipe(tmp_path / "tiny.yaml"), tmp_path / "out")

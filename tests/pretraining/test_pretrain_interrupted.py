@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import settings, write_recipe
+from pretrain_samples import settings, write_recipe
 
 from pomona.models.safetensors_file import SafetensorsFile
 from pomona.pretraining.curve import CLOCK, read_curve

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import recipe_of, settings
+from pretrain_samples import recipe_of, settings
 
 from pomona.errors import PomonaError
 from pomona.pretraining.recipe import LONG_ROPE_BASE, ROPE_BASE, difference, load_recipe

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import config_of, recipe_of, settings, windows
+from pretrain_samples import config_of, recipe_of, settings, windows
 
 from pomona.errors import PomonaError
 from pomona.models.safetensors_file import SafetensorsFile
@@ -192,7 +192,10 @@ def test_muparam_scales_what_a_step_learns(tmp_path: Path, kind: str) -> None:
     for base in (None, 16):
         values = settings(tokens=256, save_every=1, warm_up=0, weight_decay=0.0, floor=1.0)
         values["optimizer"] = {"kind": kind, "muparam_base_width": base}
-        start = run(tmp_path / f"{base}-start", settings(tokens=256, warm_up=0, peak_lr=1e-12, floor=1.0, weight_decay=0.0))
+        start = run(
+            tmp_path / f"{base}-start",
+            settings(tokens=256, warm_up=0, peak_lr=1e-12, floor=1.0, weight_decay=0.0),
+        )
         end = run(tmp_path / str(base), values)
         moved[base] = {name: weights(end)[name] - tensor for name, tensor in weights(start).items()}
     matrix, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"

@@ -139,9 +139,7 @@ def plan(
     on: Annotated[
         str, typer.Option("--devices", help="How many of what, as 64xH100.", show_default=False)
     ] = "64xH100",
-    utilisation: Annotated[
-        float, typer.Option("--utilisation", help="Model FLOP made over the peak.")
-    ] = 0.4,
+    utilisation: Annotated[float, typer.Option("--utilisation", help="Model FLOP made over the peak.")] = 0.4,
     micro_batch: Annotated[
         int | None,
         typer.Option(
@@ -251,7 +249,10 @@ def _show_report(report: RunReport, folder: Path) -> None:
     columns = ("stage", "steps", "tokens", "dropped", "loss", "held out", "tokens/s", "of peak", "minutes")
     print_table(columns, rows)
     pairs = [
-        ("model", f"{report.model} ({report.parameters / 1e6:.1f} M parameters, {report.vocab_size:,} tokens)")
+        (
+            "model",
+            f"{report.model} ({report.parameters / 1e6:.1f} M parameters, {report.vocab_size:,} tokens)",
+        )
     ]
     if report.gguf is not None:
         pairs.append(("for llama.cpp", str(report.gguf)))
@@ -283,7 +284,8 @@ def _show_plan(found: Plan) -> None:
             ("parameters", f"{found.parameters / 1e9:.3f} B"),
             (
                 "devices",
-                f"{on.count} x {on.kind}, {on.flops / 1e12:,.0f} TFLOP/s each, {found.utilisation:.0%} of that",
+                f"{on.count} x {on.kind}, {on.flops / 1e12:,.0f} TFLOP/s each, "
+                f"{found.utilisation:.0%} of that",
             ),
             ("days in all", f"{found.days:,.1f}"),
             ("memory per device", f"{format_bytes(int(m.total))} of {format_bytes(int(m.device))}, {fits}"),

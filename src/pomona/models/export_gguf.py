@@ -2,10 +2,10 @@
 
     export_gguf("OUT/model", "model.gguf")
 
-Matrices are written in bfloat16 (as they are stored) or float16, norms in float32. The names, and the order of
-a Llama's query and key rows, are GGUF's. Tokenizers of the SentencePiece kind (BPE with byte fallback, which
-`pomona data tokenizer` trains) are written as llama.cpp's "llama" kind; others are refused, for what cuts
-their text is a rule that GGUF only names.
+Matrices are written in bfloat16 (as they are stored) or float16, norms in float32. The names, and the order
+of a Llama's query and key rows, are GGUF's. Tokenizers of the SentencePiece kind (BPE with byte fallback,
+which `pomona data tokenizer` trains) are written as llama.cpp's "llama" kind; others are refused, for what
+cuts their text is a rule that GGUF only names.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def export_gguf(
         raise PomonaError(f"{source}: is compressed; export its 16-bit form")
     if config.model_type not in ARCHITECTURES or config.rope_scaling is not None:
         raise PomonaError(
-            f"{source}: only {' and '.join(ARCHITECTURES)} without scaled rotary frequencies are written as GGUF"
+            f"{source}: only {' and '.join(ARCHITECTURES)} without scaled rotary frequencies are "
+            "written as GGUF"
         )
     if target.exists() and not overwrite:
         raise PomonaError(f"{target}: already exists; choose another name, or ask to overwrite it")
@@ -162,14 +163,15 @@ def sentencepiece_vocabulary(
 ) -> tuple[list[bytes], list[float], list[int]]:
     """Tokens, scores and kinds of a tokenizer.json of BPE with byte fallback, padded to `size` entries.
 
-    SentencePiece joins the neighbours whose joint piece has the best score; so a piece's score is minus the rank
-    of the first merge that makes it. PomonaError for any other kind of tokenizer.
+    SentencePiece joins the neighbours whose joint piece has the best score; so a piece's score is minus the
+    rank of the first merge that makes it. PomonaError for any other kind of tokenizer.
     """
     model = tokenizer.get("model")
     plain = isinstance(model, dict) and model.get("type") == "BPE" and model.get("byte_fallback") is True
     if not plain or SPACE not in json.dumps(tokenizer.get("normalizer"), ensure_ascii=False):
         raise PomonaError(
-            f"{where}: only tokenizers of the SentencePiece kind are written as GGUF; use llama.cpp's converter"
+            f"{where}: only tokenizers of the SentencePiece kind are written as GGUF; use "
+            "llama.cpp's converter"
         )
     assert isinstance(model, dict)
     vocabulary: dict[str, int] = model["vocab"]
@@ -183,7 +185,9 @@ def sentencepiece_vocabulary(
     last = float(len(model["merges"]))
     for token, index in vocabulary.items():
         if not 0 <= index < size:
-            raise PomonaError(f"{where}: the token {token[:40]!r} lies outside the vocabulary; get the model again")
+            raise PomonaError(
+                f"{where}: the token {token[:40]!r} lies outside the vocabulary; get the model again"
+            )
         tokens[index] = token.encode("utf-8")
         kinds[index], scores[index] = _NORMAL, -float(rank.get(token, last))
         if token == model.get("unk_token"):

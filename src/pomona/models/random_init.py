@@ -73,7 +73,7 @@ def random_model(
 
 
 def initial_values(name: str, shape: tuple[int, ...], *, seed: int) -> NDArray[np.float32]:
-    """The values that training starts from, float32 of that shape; before rounding those of `random_model`."""
+    """The values that training starts from, float32; rounded they are those of `random_model`."""
     return np.concatenate(list(_values(name, shape, seed, False))).reshape(shape)
 
 

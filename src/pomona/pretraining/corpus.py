@@ -1,7 +1,7 @@
 """Text for small runs: files, public corpora, and the documentation that lies on this machine anyway.
 
-A source of a recipe becomes one JSONL file of documents to train on and one of documents held out (which ones is
-decided by a hash of the text, so that equal documents are never on both sides). Larger text goes through
+A source of a recipe becomes one JSONL file of documents to train on and one of documents held out (which ones
+is decided by a hash of the text, so that equal documents are never on both sides). Larger text goes through
 `pomona data`; this here is what makes the laptop recipe work from nothing.
 """
 
@@ -83,7 +83,8 @@ def gather(name: str, source: SourceSettings, folder: Path, *, validation_share:
                 break
     if not all(counts):
         raise PomonaError(
-            f"source {name}: has {sum(counts)} documents, too few to train on some and hold out others; give more"
+            f"source {name}: has {sum(counts)} documents, too few to train on some and hold out "
+            "others; give more"
         )
     return Gathered(train, held_out, counts[0], counts[1], sizes[0], sizes[1])
 
@@ -102,7 +103,9 @@ def documents(source: SourceSettings) -> Iterator[str]:
 def _public(names: Iterable[str]) -> Iterator[str]:
     folder = Path(os.environ.get("POMONA_DATA", ""))
     if not os.environ.get("POMONA_DATA"):
-        raise PomonaError("POMONA_DATA is not set: set it to the folder of public data sets, or use other text")
+        raise PomonaError(
+            "POMONA_DATA is not set: set it to the folder of public data sets, or use other text"
+        )
     for name in names:
         if name not in PUBLIC:
             raise PomonaError(f"{name}: is no corpus to train on; choose of {', '.join(PUBLIC)}")
@@ -153,14 +156,13 @@ def _prose(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _python() -> Iterator[str]:
-    """Descriptions of installed distributions, and the docstrings of the standard library, module by module."""
+    """Descriptions of installed distributions, and docstrings of the standard library by module."""
     from importlib.metadata import distributions
 
     found = {}
     for one in distributions():
-        body = one.metadata.get_payload()
-        if isinstance(body, str):
-            found[str(one.metadata["Name"])] = body
+        _, _, body = (one.read_text("METADATA") or "").partition("\n\n")
+        found[str(one.metadata["Name"])] = body
     yield from (found[name].strip() for name in sorted(found))
     library = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(library.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The curve of a stage: one CSV row per step, appended as it comes and cut back to the checkpoint on resume."""
+"""The curve of a stage: one CSV row per step, appended as it comes, cut back to the checkpoint on resume."""
 
 from __future__ import annotations
 

@@ -22,14 +22,10 @@ class Line:
     dashed: bool = False
 
 
-def line_chart(
-    title: str, x_title: str, y_title: str, lines: Sequence[Line], *, log_x: bool = False
-) -> str:
+def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line], *, log_x: bool = False) -> str:
     """The picture. Points that are not finite are left out. ValueError if none is left."""
     kept = [
-        Line(
-            line.name, tuple((x, y) for x, y in line.points if _sound(x, y, log_x)), line.dots, line.dashed
-        )
+        Line(line.name, tuple((x, y) for x, y in line.points if _sound(x, y, log_x)), line.dots, line.dashed)
         for line in lines
     ]
     points = [point for line in kept for point in line.points]

@@ -2,10 +2,10 @@
 
     plan(preset("afm-on-device"), devices("64xH100"))
 
-The formulas count what training/ really keeps: float32 weights, gradients and two optimizer states, sharded over
-all devices; one gathered layer and the next one, and the gathered embedding, in bfloat16; the tensors that a
-backward pass needs; the logits. Tests compare them with measured small runs. What they leave out is told:
-the allocator's slack and the communication library's buffers, for which `RESERVE` is set aside.
+The formulas count what training/ really keeps: float32 weights, gradients and two optimizer states, sharded
+over all devices; one gathered layer and the next one, and the gathered embedding, in bfloat16; the tensors
+that a backward pass needs; the logits. Tests compare them with measured small runs. What they leave out is
+told: the allocator's slack and the communication library's buffers, for which `RESERVE` is set aside.
 """
 
 from __future__ import annotations
@@ -86,9 +86,7 @@ class Memory:
 
     @property
     def total(self) -> float:
-        return (
-            self.states + self.gathered + self.activations + self.logits + self.temporaries + self.reserve
-        )
+        return self.states + self.gathered + self.activations + self.logits + self.temporaries + self.reserve
 
     @property
     def fits(self) -> bool:

@@ -1,4 +1,6 @@
-"""What a run needs before its first step: text, tokenizer, packed tokens; made once, in the run's folder.
+"""What a run needs before its first step: text, tokenizer, packed tokens; made once, in the run's folder OUT.
+
+Text and tokenizer are for small runs; large ones bring both, packed by `pomona data`.
 
     OUT/text/       NAME.train.jsonl, NAME.held-out.jsonl
     OUT/tokenizer/  trained on the text to train on, or copied
@@ -50,7 +52,9 @@ class Prepared:
         """The stage's sequences to train on. PomonaError if none of its sources is there."""
         weights = {name: weight for name, weight in stage.mixture.items() if name in self.train}
         if not weights:
-            raise PomonaError(f"stage {stage.name}: none of its sources is there; set POMONA_DATA or give text")
+            raise PomonaError(
+                f"stage {stage.name}: none of its sources is there; set POMONA_DATA or give text"
+            )
         sources = [Source(self.train[name], weight, name) for name, weight in weights.items()]
         return PackedMixture(
             sources, sequence_length=stage.sequence_length, seed=seed, length=stage.steps * stage.batch

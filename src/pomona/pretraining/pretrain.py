@@ -38,7 +38,7 @@ OnPoint = Callable[[StageSettings, Point], None]
 
 @dataclass(frozen=True)
 class StageReport:
-    """What came of one stage. utilisation: model FLOP made over what the devices can make, median of steps."""
+    """What came of one stage. utilisation: model FLOP over what the devices can make, median of steps."""
 
     name: str
     steps: int
@@ -89,8 +89,8 @@ def pretrain(
     resume: go on with the run that is there. restart: forget it. losses: stage -> the loss that replaces
     next-token cross-entropy there.
 
-    PomonaError: a run is there and neither is asked for, it belongs to another recipe, a checkpoint is corrupt,
-    text is missing, another process works there, or torch is not installed.
+    PomonaError: a run is there and neither is asked for, it belongs to another recipe, a checkpoint is
+    corrupt, text is missing, another process works there, or torch is not installed.
     """
     try:
         from pomona.pretraining.training import stage as training
@@ -108,7 +108,9 @@ def pretrain(
         prepared = read_prepared(out)
         last: Path | None = None
         for stage in recipe.stages:
-            last = _stage(recipe, stage, out, last, prepared, processes, (losses or {}).get(stage.name), on_point)
+            last = _stage(
+                recipe, stage, out, last, prepared, processes, (losses or {}).get(stage.name), on_point
+            )
         assert last is not None
         return _finish(recipe, out, last, prepared, gguf, progress) if processes.main else None
 
@@ -130,7 +132,8 @@ def _claim(recipe: Recipe, out: Path, *, resume: bool, restart: bool) -> None:
         found = difference(read_json_object(run), {"recipe": recipe.identity()})
         if found is not None:
             raise PomonaError(
-                f"{out}: holds a run of another recipe ({found.removeprefix('recipe.')}); go on with that recipe, "
+                f"{out}: holds a run of another recipe ({found.removeprefix('recipe.')}); go on with "
+                "that recipe, "
                 "choose another --out, or give --restart"
             )
         if not resume:

@@ -2,9 +2,9 @@
 
     recipe = load_recipe(Path("recipes/laptop/afm-nano.yaml"))
 
-The values of the AFM report are the defaults where it gives one (section 3). Unknown keys are refused, and so is
-what contradicts itself, before anything is computed. Relative paths start from the recipe's folder, so that recipe
-and text may move together.
+The values of the AFM report are the defaults where it gives one (section 3). Unknown keys are refused, and so
+is what contradicts itself, before anything is computed. Relative paths start from the recipe's folder, so
+that recipe and text may move together.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -58,7 +59,7 @@ class ModelSettings(_Strict):
 
 
 class TokenizerSettings(_Strict):
-    """`path`: a model directory whose tokenizer is taken. `vocab_size`: train one of that size on the text."""
+    """`path`: a model directory whose tokenizer is taken. `vocab_size`: train one so large on the text."""
 
     path: Path | None = None
     vocab_size: Annotated[int, Field(ge=300, le=1 << 20)] | None = None
@@ -170,7 +171,7 @@ class Recipe(_Strict):
     def _stages(cls, stages: list[StageSettings]) -> list[StageSettings]:
         if len({stage.name for stage in stages}) != len(stages):
             raise ValueError("two stages have the same name")
-        for one, following in zip(stages, stages[1:], strict=False):
+        for one, following in pairwise(stages):
             if following.rope_theta < one.rope_theta:
                 raise ValueError(f"{following.name}: its rope_theta is below that of {one.name}")
         return stages
@@ -217,7 +218,7 @@ class Recipe(_Strict):
 
 def load_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. PomonaError names the key that is wrong, missing or not known."""
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The learning-rate schedule: linear warm-up, then half a cosine down to a floor (AFM report, section 3.1)."""
+"""The learning-rate schedule: linear warm-up, then half a cosine to a floor (AFM report, section 3.1)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import math
 def schedule(step: int, *, steps: int, warm_up: int, floor: float) -> float:
     """The share of the peak, in [0, 1], at which update number `step` (from 0) of `steps` is made.
 
-    As in AXLearn, the first update is already above zero: it has the share that belongs to step + 1. floor: the
-    share at the end.
+    As in AXLearn, the first update is already above zero: it has the share that belongs to step + 1. floor:
+    the share at the end.
     """
     at = step + 1
     if at < warm_up:

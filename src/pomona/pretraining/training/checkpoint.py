@@ -106,7 +106,9 @@ class Saved:
                 raise PomonaError(f"{path}: is of format {state['format']}; use the pomona that wrote it")
             self.progress = Progress(**state["progress"])
             self.identity: dict[str, Any] = state["identity"]
-            files = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in state["files"].items()}
+            files = {
+                name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in state["files"].items()
+            }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._corrupt(f"{STATE} is not what was written") from error
         if not {MODEL, OPTIMIZER} <= set(files) <= {MODEL, OPTIMIZER, LOSS}:
@@ -158,7 +160,8 @@ class Saved:
 
     def _corrupt(self, what: str) -> PomonaError:
         return PomonaError(
-            f"{self.path}: the checkpoint is corrupt ({what}); remove this folder to go on from the one before, "
+            f"{self.path}: the checkpoint is corrupt ({what}); remove this folder to go on from the "
+            "one before, "
             "or give --restart"
         )
 
@@ -178,7 +181,7 @@ def latest(folder: Path) -> Iterator[Saved | None]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a killed process left beside the checkpoints. Only for the one process that works there."""
+    """Removes what a killed process left beside the checkpoints. For the one process that works there."""
     for path in folder.glob(".checkpoint-*.partial-*"):
         shutil.rmtree(path, ignore_errors=True)
 

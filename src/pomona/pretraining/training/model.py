@@ -32,8 +32,8 @@ def build_model(
 ) -> Any:
     """The model with `values` in it, on the CPU, or sharded over `mesh` on its devices.
 
-    compute: the type of sharded forward and backward passes (on one device autocast chooses). The embedding is
-    tied if the config says so.
+    compute: the type of sharded forward and backward passes (on one device autocast chooses). The embedding
+    is tied if the config says so.
     """
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -86,25 +86,25 @@ def named_tensors(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {_plain(name): parameter for name, parameter in model.named_parameters()}
 
 
-@torch.no_grad()
 def whole(tensor: torch.Tensor) -> NDArray[np.float32]:
     """All values of a tensor that may be sharded, float32. Every process of a sharded one must call this."""
-    full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-    array: NDArray[np.float32] = full.detach().to("cpu", torch.float32).numpy()
+    plain = tensor.detach()
+    full = plain.full_tensor() if isinstance(plain, DTensor) else plain
+    array: NDArray[np.float32] = full.to("cpu", torch.float32).numpy()
     return array
 
 
-@torch.no_grad()
 def put(tensor: torch.Tensor, values: NDArray[np.float32]) -> None:
     """Sets a tensor that may be sharded; each process takes its part of `values`."""
     full = torch.from_numpy(np.array(values, np.float32))
-    if isinstance(tensor, DTensor):
-        part = distribute_tensor(
-            full.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
-        )
-        tensor.to_local().copy_(part.to_local())
-    else:
-        tensor.copy_(full)
+    with torch.no_grad():
+        if isinstance(tensor, DTensor):
+            part = distribute_tensor(
+                full.to(tensor.device), tensor.device_mesh, tensor.placements, src_data_rank=None
+            )
+            tensor.to_local().copy_(part.to_local())
+        else:
+            tensor.copy_(full)
 
 
 def values_from(tensors: Mapping[str, Any]) -> Values:

@@ -1,9 +1,9 @@
 """muParam (simple): updates of matrices scaled by width, so that a learning rate found small holds large.
 
-AFM report section 3.2, after Wortsman et al. 2023, section 3.2.4, and AXLearn's honeycrisp: the update of every
-attention and FFN matrix is multiplied by base / width, never by more than 1; embedding and norm scales keep
-factor 1; the initial variance of a matrix is 1/fan_in (models/random_init.py). Only the learned update is
-scaled, not the weight decay.
+AFM report section 3.2, after Wortsman et al. 2023, section 3.2.4, and AXLearn's honeycrisp: the update of
+every attention and FFN matrix is multiplied by base / width, never by more than 1; embedding and norm scales
+keep factor 1; the initial variance of a matrix is 1/fan_in (models/random_init.py). Only the learned update
+is scaled, not the weight decay.
 """
 
 from __future__ import annotations

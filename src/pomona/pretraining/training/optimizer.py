@@ -23,7 +23,7 @@ import torch
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
 
-class RMSPropMomentum(torch.optim.Optimizer):
+class RMSPropMomentum(torch.optim.Optimizer):  # type: ignore[misc]
     """State per parameter: `square` (v), `momentum` (m), of the parameter's shape and type, and `step`.
 
     Works on plain tensors and on DTensors: every operation is elementwise but one norm per tensor, which
@@ -64,17 +64,17 @@ class RMSPropMomentum(torch.optim.Optimizer):
         for group in self.param_groups:
             group.setdefault("peak_lr", group["lr"])
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Takes one step; gives what `closure` gave, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+        with torch.no_grad():
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        self._update(parameter, parameter.grad, group)
         return loss
 
     def _update(self, w: torch.Tensor, g: torch.Tensor, group: dict[str, Any]) -> None:

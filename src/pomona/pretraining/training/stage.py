@@ -50,7 +50,7 @@ class Processes:
 
 def start_processes() -> Processes:
     """Joins the job that torchrun started, or is one process alone."""
-    from accelerate import PartialState
+    from accelerate import PartialState  # type: ignore[import-untyped]
 
     state = PartialState(cpu=not torch.cuda.is_available())
     return Processes(state.num_processes, state.process_index)
@@ -73,9 +73,10 @@ def train_stage(
 ) -> Path:
     """Trains the stage in `folder` and gives its last checkpoint.
 
-    config: the model of this stage, vocabulary and all. start: float32 weights to begin with; without them the
-    initial ones of the recipe's seed. identity: what must be equal for a checkpoint to be gone on from. loss:
-    instead of next-token cross-entropy with z-loss. peak_flops: that all devices together can make in a second.
+    config: the model of this stage, vocabulary and all. start: float32 weights to begin with; without them
+    the initial ones of the recipe's seed. identity: what must be equal for a checkpoint to be gone on from.
+    loss: instead of next-token cross-entropy with z-loss. peak_flops: that all devices together can make in a
+    second.
 
     Raises PomonaError: a corrupt checkpoint or one of another recipe, a batch that does not divide among the
     processes, a gradient that stays too large.
@@ -105,9 +106,7 @@ def train_stage(
         loss = NextTokenLoss(recipe.z_loss) if loss is None else loss
         if isinstance(loss, torch.nn.Module):
             shard_module(loss, mesh)
-        curve = (
-            stack.enter_context(Curve(folder / CURVE, after=progress.step)) if processes.main else None
-        )
+        curve = stack.enter_context(Curve(folder / CURVE, after=progress.step)) if processes.main else None
 
         def point(found: Point) -> None:
             if curve is not None:
@@ -174,7 +173,8 @@ def _micro_batch(stage: StageSettings, world: int) -> int:
     share, rest = divmod(stage.batch, world)
     if rest:
         raise PomonaError(
-            f"stage {stage.name}: a batch of {stage.batch} does not divide among {world} processes; start with "
+            f"stage {stage.name}: a batch of {stage.batch} does not divide among {world} "
+            "processes; start with "
             "another --nproc-per-node"
         )
     micro = min(stage.micro_batch or share, share)

@@ -1,13 +1,13 @@
-"""transformers' Trainer with the report's mathematics: our loss, optimizer, schedule, guard, curve, checkpoints.
+"""transformers' Trainer with the report's mathematics: loss, optimizer, schedule, guard, curve, checkpoints.
 
 The Trainer (with accelerate) keeps what is the ecosystem's: devices, autocast, gradient accumulation, data
-loading over processes, torch.compile. FSDP2 is put on the model before (model.py), which the Trainer then leaves
-as it is. What is overridden here: the loss, the optimizer, clipping (a step whose gradient norm is 100 or more is
-dropped, as in AXLearn), and what happens after a step.
+loading over processes, torch.compile. FSDP2 is put on the model before (model.py), which the Trainer then
+leaves as it is. What is overridden here: the loss, the optimizer, clipping (a step whose gradient norm is 100
+or more is dropped, as in AXLearn), and what happens after a step.
 
-No random number is drawn but by a loss of one's own, and for that the generator is seeded by the step. So a step
-depends on its number, the weights and the optimizer's state alone, and a run that was killed and resumed ends
-with the same bits as one that was not.
+No random number is drawn but by a loss of one's own, and for that the generator is seeded by the step. So a
+step depends on its number, the weights and the optimizer's state alone, and a run that was killed and resumed
+ends with the same bits as one that was not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.distributed.tensor import DTensor
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
@@ -36,7 +38,12 @@ from pomona.pretraining.training.optimizer import RMSPropMomentum
 
 MAX_DROPPED_IN_A_ROW = 50
 
-Windows = Sequence[Any]  # i -> int64 [S + 1]
+
+class Windows(Protocol):
+    """Token sequences by number, each int64 [S + 1] (PackedMixture is one)."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> NDArray[np.int64]: ...
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Callbacks:
     on_save: Callable[[Progress], None]
 
 
-class StageData(Dataset[dict[str, torch.Tensor]]):
+class StageData(Dataset[dict[str, torch.Tensor]]):  # type: ignore[misc]
     """Windows from number `first` on, as the Trainer's data set."""
 
     def __init__(self, windows: Windows, first: int, end: int) -> None:
@@ -61,7 +68,7 @@ class StageData(Dataset[dict[str, torch.Tensor]]):
         return {"ids": torch.as_tensor(self.windows[number]), "index": torch.tensor(number)}
 
 
-class StageTrainer(Trainer):
+class StageTrainer(Trainer):  # type: ignore[misc]
     """Trains `model` in place through the steps of one stage that are left."""
 
     def __init__(
@@ -81,7 +88,7 @@ class StageTrainer(Trainer):
         callbacks: Callbacks,
         seed: int,
     ) -> None:
-        """windows: at least stage.steps * stage.batch of them. peak_flops: of all devices together, or None."""
+        """windows: at least steps * batch of the stage. peak_flops: of all devices together, or None."""
         self.stage, self.settings, self.validation = stage, settings, validation
         self.progress, self.loss, self.width, self.seed = progress, loss, width, seed
         self.flop_per_token, self.peak_flops, self.callbacks = flop_per_token, peak_flops, callbacks
@@ -104,6 +111,7 @@ class StageTrainer(Trainer):
         return named_tensors(self.loss) if isinstance(self.loss, torch.nn.Module) else {}
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        self.optimizer: torch.optim.Optimizer | None
         if self.optimizer is None:
             o, s = self.settings, self.stage
             named, extra = named_tensors(self.model), list(self.loss_tensors.values())
@@ -164,7 +172,7 @@ class StageTrainer(Trainer):
     # --- clipping and dropping -----------------------------------------------------------------------------
 
     def _clip_grad_norm(self, model: Any) -> float:
-        """Clips to the global norm, or drops the step: the optimizer passes over parameters without gradient."""
+        """Clips to the global norm, or drops the step: the optimizer skips what has no gradient."""
         trained = [*named_tensors(self.model).values(), *self.loss_tensors.values()]
         grads = [parameter.grad for parameter in trained if parameter.grad is not None]
         self._norm = _global_norm(grads)
@@ -197,7 +205,8 @@ class StageTrainer(Trainer):
         step, last = self.progress.step, self.progress.step == s.steps
         if in_a_row > MAX_DROPPED_IN_A_ROW:
             raise PomonaError(
-                f"step {step}: the gradient norm ({self._norm:.3g}) was at or above {self.settings.drop_norm:g} "
+                f"step {step}: the gradient norm ({self._norm:.3g}) was at or above "
+                f"{self.settings.drop_norm:g} "
                 f"for {in_a_row} steps in a row; lower peak_lr, or look at the data"
             )
         validation = self.validate() if step % s.evaluate_every == 0 or last else None
@@ -224,13 +233,22 @@ class StageTrainer(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """The curve is the log."""
 
-    @torch.no_grad()
     def validate(self) -> float:
         """Mean next-token cross-entropy of the validation windows, nats per token."""
+        self.model.eval()
+        with torch.no_grad():
+            total = self._validation_sums()
+        self.model.train()
+        reshard(self.model)
+        if self.args.world_size > 1:
+            total = self.accelerator.reduce(total.to(self.args.device), "sum").cpu()
+        return float(total[0] / total[1])
+
+    def _validation_sums(self) -> torch.Tensor:
+        """Of the losses, and how many there are, in this process."""
         world, rank = self.args.world_size, self.args.process_index
         count, size = len(self.validation), self.args.per_device_train_batch_size
         total = torch.zeros(2, dtype=torch.float64)
-        self.model.eval()
         # All processes go through equally many passes, because a sharded forward is a common one.
         for first in range(0, count, size * world):
             mine = range(first + rank * size, first + (rank + 1) * size)
@@ -241,11 +259,7 @@ class StageTrainer(Trainer):
             for number, row, labels in zip(mine, logits, ids[:, 1:], strict=True):
                 if number < count:
                     total += torch.tensor([float(cross_entropy(row, labels)[0]), 1.0], dtype=torch.float64)
-        self.model.train()
-        reshard(self.model)
-        if world > 1:
-            total = self.accelerator.reduce(total.to(self.args.device), "sum").cpu()
-        return float(total[0] / total[1])
+        return total
 
     def _mean_over_processes(self, values: torch.Tensor) -> list[float]:
         if self.args.world_size > 1:

@@ -1,8 +1,9 @@
-"""Two float64 references for the optimizer, neither written like it.
+"""Two float64 references for the optimizer of the AFM report, neither written like it.
 
-`adastar` follows the published description of AXLearn's `adastar_optimizer` (apple/axlearn, common/optimizers.py,
-the docstring's "generalized algorithm") with all its switches, of which the report's rule is one setting.
-`unrolled` is the report's rule without recursion: every average is a weighted sum over all gradients so far.
+`adastar` follows the published description of AXLearn's `adastar_optimizer` (apple/axlearn,
+common/optimizers.py, the docstring's "generalized algorithm") with all its switches, of which the report's
+rule is one setting. `unrolled` is the report's rule without recursion: every average is a weighted sum over
+all gradients so far.
 """
 
 from __future__ import annotations
