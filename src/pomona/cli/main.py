@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
     "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),
+    "data": ("pomona.cli.data", "Pre-training data: filter, de-duplicate, tokenize and pack documents."),
     "inspect": (
         "pomona.cli.inspect",
         "Show a model's sizes, bits per weight, configuration and fingerprint.",

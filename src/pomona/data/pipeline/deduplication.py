@@ -87,7 +87,8 @@ class Signatures(MinhashDedupSignature):  # type: ignore[misc]
         for start in range(0, len(shingles), _CHUNK):
             low = np.minimum(low, self._values(shingles[start : start + _CHUNK]).min(axis=0))
         self._rows.append((self._index, low))
-        return [band.tolist() for band in np.split(low, self.config.num_buckets)]
+        bands: list[list[int]] = low.reshape(self.config.num_buckets, -1).tolist()
+        return bands
 
     def _values(self, shingles: NDArray[np.uint64]) -> NDArray[np.uint32]:
         """uint32 [G, hashes]: multiply, add, take the upper half (multiply-shift; Dietzfelbinger 1996)."""

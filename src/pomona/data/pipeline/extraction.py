@@ -50,6 +50,8 @@ class ExtractContent(Trafilatura):  # type: ignore[misc]
 
     def _extract(self, doc: Document, sandbox: Any) -> str | None:
         """Why there is nothing to keep, or None."""
+        if not doc.metadata.pop("html", False):
+            return None
         try:
             text = sandbox.process_document(doc.text, self.extract) or ""
         except TimeoutError:

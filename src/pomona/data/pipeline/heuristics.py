@@ -1,4 +1,6 @@
-"""Quality rules of Gopher, C4 and FineWeb: datatrove's filters, with our words and a recipe's thresholds."""
+"""Quality rules of Gopher, C4 and FineWeb: datatrove's filters, with our words and a recipe's thresholds.
+
+Gopher's rules about repetition are in repetition.py."""
 
 from __future__ import annotations
 
@@ -7,11 +9,10 @@ from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.filters.c4_filters import C4QualityFilter
 from datatrove.pipeline.filters.fineweb_quality_filter import FineWebQualityFilter
 from datatrove.pipeline.filters.gopher_quality_filter import GopherQualityFilter
-from datatrove.pipeline.filters.gopher_repetition_filter import GopherRepetitionFilter
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
 from pomona.data.pipeline.blocks import Filter, Verdict
-from pomona.data.pipeline.recipe import C4, FineWeb, GopherQuality, GopherRepetition, Length
+from pomona.data.pipeline.recipe import C4, FineWeb, GopherQuality, Length
 from pomona.data.pipeline.words import plain_words
 
 
@@ -26,17 +27,6 @@ def gopher_quality(settings: GopherQuality, writer: JsonlWriter | None = None) -
         max_ellipsis_lines_ratio=settings.max_ellipsis_lines,
         max_non_alpha_words_ratio=settings.min_alphabetic_words,  # a minimum, for all its name
         min_stop_words=settings.min_stop_words,
-        exclusion_writer=writer,
-        language=plain_words(),
-    )
-
-
-def gopher_repetition(settings: GopherRepetition, writer: JsonlWriter | None = None) -> BaseFilter:
-    return GopherRepetitionFilter(
-        dup_line_frac=settings.max_duplicate_lines,
-        dup_para_frac=settings.max_duplicate_paragraphs,
-        dup_line_char_frac=settings.max_duplicate_line_characters,
-        dup_para_char_frac=settings.max_duplicate_paragraph_characters,
         exclusion_writer=writer,
         language=plain_words(),
     )
@@ -59,6 +49,7 @@ def c4(settings: C4, writer: JsonlWriter | None = None) -> BaseFilter:
 def fineweb(settings: FineWeb, writer: JsonlWriter | None = None) -> BaseFilter:
     return FineWebQualityFilter(
         line_punct_thr=settings.min_punctuated_lines,
+        line_punct_exclude_zero=settings.allow_unpunctuated,
         short_line_thr=settings.max_short_lines,
         short_line_length=settings.short_line,
         char_duplicates_ratio=settings.max_duplicate_characters,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import re
-import warnings
 from functools import cache
 from importlib.metadata import distributions
+from typing import TYPE_CHECKING, cast
 
+if TYPE_CHECKING:
+    from email.message import Message
+
+_TRIPLE = re.compile(r"""(^[ \t]*[rRuU]?)?("{3}|'{3})(.*?)\2""", re.MULTILINE | re.DOTALL)
 _SHORTEST = 80  # characters; below that a docstring is a label rather than prose
 _CLASSIFIERS = {
     "Apache Software License": "Apache-2.0",
@@ -24,21 +27,13 @@ _CLASSIFIERS = {
 
 
 def docstrings(source: str) -> str:
-    """The longer docstrings of a Python file, in order, a blank line between them; "" if it is no Python."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in other people's strings
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ""
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, kinds) and (text := ast.get_docstring(node, clean=False)):
-            text = inspect.cleandoc(text)
-            if len(text) >= _SHORTEST:
-                found.append((getattr(node, "lineno", 0), text))
-    return "\n\n".join(text for _, text in sorted(found, key=lambda one: one[0]))
+    """The longer docstrings of a Python file, in order, a blank line between them.
+
+    Those are the triple-quoted strings that begin a line, found without parsing the program: of a hundred
+    megabytes of source that takes seconds.
+    """
+    found = (inspect.cleandoc(match[3]) for match in _TRIPLE.finditer(source) if match[1] is not None)
+    return "\n\n".join(text for text in found if len(text) >= _SHORTEST)
 
 
 def package_description(metadata: str) -> str:
@@ -52,7 +47,7 @@ def licenses_of_packages() -> dict[str, str]:
     """Folder or file in site-packages -> SPDX name of the licence, as far as the package names one."""
     found: dict[str, str] = {}
     for package in distributions():
-        meta = package.metadata
+        meta = cast("Message", package.metadata)  # which it is
         name = meta.get("License-Expression") or _of_classifiers(meta.get_all("Classifier") or [])
         if name is None and re.fullmatch(
             r"[A-Za-z0-9.+-]{2,30}", given := (meta.get("License") or "").strip()

@@ -39,6 +39,8 @@ class InputFile:
     name: str
     source: str
     kind: Kind
+    html: bool
+    lines: bool
     bytes: int
     license: str | None
     text_key: str
@@ -50,12 +52,17 @@ class InputFile:
 
 def list_inputs(recipe: Recipe, base: Path) -> list[InputFile]:
     """All files of the recipe, in order. PomonaError for an input that is not there or holds nothing."""
-    return [file for one in recipe.inputs for file in _list_input(one, base)]
+    found = [file for one in recipe.inputs for file in _list_input(one, base)]
+    if not found:
+        raise PomonaError(f"recipe {recipe.name}: none of its inputs is here; set their paths")
+    return found
 
 
 def _list_input(source: Input, base: Path) -> list[InputFile]:
     root = resolve(source.path, base)
     if not root.exists():
+        if source.optional:
+            return []
         raise PomonaError(f"{root}: there is no such file or folder; correct input {source.name}")
     # A file that is named itself is taken whatever it is called; in folders the ending decides.
     suffixes = SUFFIXES[source.kind]
@@ -71,7 +78,7 @@ def _list_input(source: Input, base: Path) -> list[InputFile]:
         size = path.stat().st_size
         if size >= source.min_bytes:
             found.append((path, inside, size))
-    if not found:
+    if not found and not source.optional:
         raise PomonaError(f"{root}: holds no file for input {source.name} ({source.kind}); correct its path")
     if source.max_files is not None and len(found) > source.max_files:
         found = [found[i * len(found) // source.max_files] for i in range(source.max_files)]
@@ -82,6 +89,8 @@ def _list_input(source: Input, base: Path) -> list[InputFile]:
             name=f"{source.name}/{inside}",
             source=source.name,
             kind=source.kind,
+            html=source.kind == "html" if source.html is None else source.html,
+            lines=source.lines,
             bytes=size,
             license=source.license or licenses.get(inside.split("/")[0]),
             text_key=source.text_key,
@@ -138,6 +147,8 @@ def _read(file: InputFile) -> Iterator[Record | Skip]:
     facts: dict[str, Any] = {"source": file.source}
     if file.license is not None:
         facts["license"] = file.license
+    if file.html:
+        facts["html"] = True
     path = Path(file.path)
     if not path.is_file():
         yield Skip(file.name, 0, "is gone since the run began")
@@ -157,6 +168,10 @@ def _read(file: InputFile) -> Iterator[Record | Skip]:
             facts = {**facts, "programming_language": "Python"}
         if not text.strip():
             yield Skip(file.name, 0, "is empty")
+        elif file.lines:
+            for number, line in enumerate(text.splitlines(), start=1):
+                if line.strip():
+                    yield Record(line, f"{found.id}/{number}", {**found.metadata, **facts})
         else:
             yield Record(text, found.id, {**found.metadata, **facts})
 

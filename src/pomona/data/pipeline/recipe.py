@@ -43,13 +43,19 @@ class Settings(BaseModel):
 
 class Input(Settings):
     """A source. kind: html pages; jsonl rows; text files; python: source files; docstrings: those of Python
-    files; metadata: the descriptions of installed Python packages. `license` is given to its documents;
-    files smaller than `min_bytes` are left out, and no more than `max_files` are taken, evenly spread.
+    files; metadata: the descriptions of installed Python packages.
+
+    html: whether texts are pages, to be extracted (by default those of kind html). lines: every line of a
+    text file is a document. license: of its documents. Files smaller than `min_bytes` are left out, and no
+    more than `max_files` are taken, evenly spread. An `optional` source may be missing.
     """
 
     name: str = Field(pattern=_NAME)
     path: str
     kind: Kind
+    html: bool | None = None
+    lines: bool = False
+    optional: bool = False
     license: str | None = None
     text_key: str = "text"
     glob: list[str] = []
@@ -61,7 +67,8 @@ class Input(Settings):
 
 class Extract(Settings):
     """Main content of HTML pages (AFM_REPORT 2.2, step 1; Safari's reader and Boilerpipe there, trafilatura
-    here). precision: rather too little text than boilerplate. seconds: a page may take; it is dropped after.
+    here); other documents pass. precision: rather too little text than boilerplate. A page that takes more
+    than `seconds` is dropped.
     """
 
     precision: bool = True
@@ -113,9 +120,11 @@ class C4(Settings):
 
 
 class FineWeb(Settings):
-    """The three rules that FineWeb adds (Penedo et al. 2024, 3.6), and the share of new lines."""
+    """The three rules that FineWeb adds (Penedo et al. 2024, 3.6), and the share of new lines.
+    allow_unpunctuated: texts with no punctuated line at all pass, such as articles without line breaks."""
 
     min_punctuated_lines: Share = 0.12
+    allow_unpunctuated: bool = False
     max_short_lines: Share = 0.67
     short_line: Count = 30
     max_duplicate_characters: Share = 0.01

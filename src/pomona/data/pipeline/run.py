@@ -72,7 +72,8 @@ def _begin_or_go_on(
     before = read_json_object(path)
     if (change := first_difference(before.get("recipe"), now["recipe"])) is not None:
         raise PomonaError(
-            f"{folder}: was begun with another recipe ({change}); use another folder, or --restart for a new run"
+            f"{folder}: was begun with another recipe ({change}); "
+            "use another folder, or --restart for a new run"
         )
     if (change := first_difference(before.get("inputs"), now["inputs"])) is not None:
         raise PomonaError(

@@ -29,6 +29,7 @@ from pomona.data.pipeline.mathematics import KeepMathematics
 from pomona.data.pipeline.pii import RemovePii
 from pomona.data.pipeline.reading import DocumentReader, InputFile
 from pomona.data.pipeline.recipe import Deduplicate, Recipe, Step, resolve
+from pomona.data.pipeline.repetition import DropRepetitive
 from pomona.data.pipeline.safety import DropUnsafe
 from pomona.data.pipeline.scoring import KeepByScore
 
@@ -80,7 +81,7 @@ def _block(step: Step, base: Path, writer: JsonlWriter) -> PipelineStep:
         "language": KeepLanguages,
         "length": heuristics.KeepLength,
         "gopher_quality": heuristics.gopher_quality,
-        "gopher_repetition": heuristics.gopher_repetition,
+        "gopher_repetition": DropRepetitive,
         "c4": heuristics.c4,
         "fineweb": heuristics.fineweb,
         "pii": RemovePii,

@@ -11,13 +11,14 @@ from functools import cache
 
 from datatrove.utils.word_tokenizers import WordTokenizer
 
-_WORD = re.compile(r"\w+(?:['’.\-]\w+)*|[^\w\s]")
+_WORD = re.compile(r"\w+(?:['’.\-]\w+)*|(?<!\S)[^\w\s]+(?!\S)")
 _BREAK = re.compile(r"(?<=[.!?…。！？])[\"'”’)\]]*\s+|\n+")
 
 
 class PlainWords(WordTokenizer):  # type: ignore[misc]
-    """Words (with inner apostrophes, hyphens and points), and each other sign by itself. A sentence ends with
-    its mark and white space behind it, or with its line."""
+    """Words (with inner apostrophes, hyphens and points) without the punctuation around them, and signs that
+    stand alone; so shares of words mean what Gopher's authors counted, who split at white space. A sentence
+    ends with its mark and white space behind it, or with its line."""
 
     def word_tokenize(self, text: str) -> list[str]:
         return _WORD.findall(text)
