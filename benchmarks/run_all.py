@@ -77,7 +77,9 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
-    pretraining_optimizer = Benchmark(
+    tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
+    evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    optimizer = Benchmark(
         "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
     )
     return [
@@ -89,7 +91,9 @@ def benchmarks() -> list[Benchmark]:
         *quality,
         palettize,
         adapt,
-        pretraining_optimizer,
+        tasks,
+        evaluation,
+        optimizer,
     ]
 
 
