@@ -26,6 +26,7 @@ REPORT = RunReport(
     parameters=9_400_000,
     vocab_size=4096,
     stages=(StageReport("core", 586, 2_400_256, 1, 4.1, 4.2, 2500.0, 0.31, 960.0),),
+    sample="Once upon a time there was\na girl.",
     left_out=("prose",),
 )
 
@@ -60,6 +61,7 @@ def test_the_recipe_needs_no_word_before_it(
     assert called["threads"] == 2
     out, err = capsys.readouterr()
     assert "core" in out and "31%" in out and "9.4 M parameters" in out and "model.gguf" in out
+    assert "Once upon a time there was a girl." in out
     assert "source prose: its text is not here" in err
     assert "step 3: validation loss 5.5000" in err and "DROPPED" in err and "2,500 tokens/s" in err
 

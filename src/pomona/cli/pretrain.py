@@ -257,6 +257,7 @@ def _show_report(report: RunReport, folder: Path) -> None:
     if report.gguf is not None:
         pairs.append(("for llama.cpp", str(report.gguf)))
     pairs.append(("curves", str(folder / "stages")))
+    pairs.append(("it writes", " ".join(report.sample.split())))
     print_pairs(pairs)
 
 

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from pomona.pretraining.training.loss import LossFunction
 
 RUN, REPORT, MODEL = "run.json", "report.json", "model"
+SAMPLE_TOKENS = 64
 
 OnPoint = Callable[[StageSettings, Point], None]
 
@@ -53,13 +54,15 @@ class StageReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The whole run. left_out: sources whose text was not there."""
+    """The whole run. sample: the recipe's words, and how the model goes on (greedily, in our runtime).
+    left_out: sources whose text was not there."""
 
     model: Path
     gguf: Path | None
     parameters: int
     vocab_size: int
     stages: tuple[StageReport, ...]
+    sample: str
     left_out: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -237,9 +240,22 @@ def _finish(
 
         file = export_gguf(model, out / "model.gguf", overwrite=True, progress=progress)
     parameters = config.embedding_parameters + config.non_embedding_parameters
-    report = RunReport(model, file, parameters, config.vocab_size, stages, prepared.left_out)
+    progress("sample", 0, 0)
+    report = RunReport(
+        model, file, parameters, config.vocab_size, stages, _sample(model, recipe.sample), prepared.left_out
+    )
     write_json(out / REPORT, report.to_json())
     return report
+
+
+def _sample(model: Path, text: str) -> str:
+    from pomona.runtime.model import Model
+
+    loaded = Model.load(model)
+    try:
+        return text + "".join(loaded.complete(text, max_new_tokens=SAMPLE_TOKENS))
+    finally:
+        loaded.close()
 
 
 def stage_report(stage: StageSettings, folder: Path) -> StageReport:

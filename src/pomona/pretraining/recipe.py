@@ -163,6 +163,7 @@ class Recipe(_Strict):
     z_loss: Annotated[float, Field(ge=0, lt=1)] = 1e-6
     evaluation_windows: Count = 64
     keep_checkpoints: Count = 2
+    sample: Annotated[str, Field(min_length=1, max_length=1000)] = "The"  # continued at the end
 
     _folder: Path = PrivateAttr(default=Path())  # of the file: not part of what the recipe is
 
@@ -205,7 +206,7 @@ class Recipe(_Strict):
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on, as plain JSON."""
-        free = {"keep_checkpoints", "stages"}  # what is kept, and how often, changes no number
+        free = {"keep_checkpoints", "sample", "stages"}  # what is kept, and how often, changes no number
         per_stage = {"evaluate_every", "save_every"}
         found: dict[str, Any] = json.loads(self.model_dump_json(exclude=free))
         found["stages"] = [json.loads(stage.model_dump_json(exclude=per_stage)) for stage in self.stages]
