@@ -51,7 +51,7 @@ def test_the_report_tells_both_stages(finished: Finished) -> None:
     assert report.stages[0].validation_loss < np.log(320) - 1
     assert report.stages[1].validation_loss < report.stages[0].validation_loss + 0.3
     assert json.loads((folder / "out" / "report.json").read_text())["parameters"] == report.parameters
-    assert report.sample.startswith("The") and len(report.sample) > 20
+    assert report.sample is not None and report.sample.startswith("The") and len(report.sample) > 20
     for stage in ("core", "lengthening"):
         assert (folder / "out" / "stages" / stage / "curve.svg").read_text().startswith("<svg")
 

@@ -257,7 +257,9 @@ def _show_report(report: RunReport, folder: Path) -> None:
     if report.gguf is not None:
         pairs.append(("for llama.cpp", str(report.gguf)))
     pairs.append(("curves", str(folder / "stages")))
-    pairs.append(("it writes", " ".join(report.sample.split())))
+    pairs.append(
+        ("it writes", " ".join((report.sample or "(a shape that our runtime does not run)").split()))
+    )
     print_pairs(pairs)
 
 

@@ -54,15 +54,15 @@ class StageReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The whole run. sample: the recipe's words, and how the model goes on (greedily, in our runtime).
-    left_out: sources whose text was not there."""
+    """The whole run. sample: the recipe's words, and how the model goes on (greedily, in our runtime);
+    None for a shape that only other engines run. left_out: sources whose text was not there."""
 
     model: Path
     gguf: Path | None
     parameters: int
     vocab_size: int
     stages: tuple[StageReport, ...]
-    sample: str
+    sample: str | None
     left_out: tuple[str, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -135,9 +135,8 @@ def _claim(recipe: Recipe, out: Path, *, resume: bool, restart: bool) -> None:
         found = difference(read_json_object(run), {"recipe": recipe.identity()})
         if found is not None:
             raise PomonaError(
-                f"{out}: holds a run of another recipe ({found.removeprefix('recipe.')}); go on with "
-                "that recipe, "
-                "choose another --out, or give --restart"
+                f"{out}: holds a run of another recipe ({found.removeprefix('recipe.')}); "
+                "go on with that recipe, choose another --out, or give --restart"
             )
         if not resume:
             raise PomonaError(f"{out}: holds a run already; give --resume to go on with it, or --restart")
@@ -180,7 +179,12 @@ def _stage(
             processes=processes,
             windows=prepared.windows(stage, recipe.seed),
             validation=prepared.held_out(stage, recipe.seed, recipe.evaluation_windows),
-            identity={"recipe": recipe.identity(), "stage": stage.name, "data": prepared.identity},
+            identity={
+                "recipe": recipe.identity(),
+                "stage": stage.name,
+                "data": prepared.identity,
+                "loss": None if loss is None else getattr(loss, "__name__", type(loss).__name__),
+            },
             start=weights,
             loss=loss,
             peak_flops=_peak(processes.world),
@@ -248,10 +252,13 @@ def _finish(
     return report
 
 
-def _sample(model: Path, text: str) -> str:
+def _sample(model: Path, text: str) -> str | None:
     from pomona.runtime.model import Model
 
-    loaded = Model.load(model)
+    try:
+        loaded = Model.load(str(model))
+    except PomonaError:  # rows that are no multiple of 16
+        return None
     try:
         return text + "".join(loaded.complete(text, max_new_tokens=SAMPLE_TOKENS))
     finally:

@@ -219,7 +219,7 @@ class Recipe(_Strict):
 
 def load_recipe(path: Path) -> Recipe:
     """The recipe in a YAML file. PomonaError names the key that is wrong, missing or not known."""
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         text = path.read_text(encoding="utf-8")

@@ -173,9 +173,8 @@ def _micro_batch(stage: StageSettings, world: int) -> int:
     share, rest = divmod(stage.batch, world)
     if rest:
         raise PomonaError(
-            f"stage {stage.name}: a batch of {stage.batch} does not divide among {world} "
-            "processes; start with "
-            "another --nproc-per-node"
+            f"stage {stage.name}: a batch of {stage.batch} does not divide among {world} processes; "
+            "start with another --nproc-per-node"
         )
     micro = min(stage.micro_batch or share, share)
     if share % micro:
