@@ -6,6 +6,7 @@ The list of files is made once, when a run begins, and stays; so a task that is 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +101,7 @@ def _list_input(source: Input, base: Path) -> list[InputFile]:
     ]
 
 
+_CHARSET = re.compile(rb"charset\s*=\s*[\"']?([A-Za-z0-9_.:-]{2,40})", re.IGNORECASE)
 _OF_PACKAGES = ("python", "docstrings", "metadata")
 
 
@@ -177,7 +179,20 @@ def _read(file: InputFile) -> Iterator[Record | Skip]:
 
 
 def _decode(raw: bytes) -> str:
-    """The text of a page, whose encoding is guessed where it is not UTF-8."""
+    """The text of a page: UTF-8 if it is that, else in the encoding that it declares, else in one guessed."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    declared = _CHARSET.search(raw[:4096])
+    if declared is not None:
+        name = declared[1].decode("ascii")
+        if name.lower() in ("iso-8859-1", "latin1", "latin-1", "us-ascii"):
+            name = "cp1252"  # as every browser does
+        try:
+            return raw.decode(name, "replace")
+        except (LookupError, UnicodeDecodeError):
+            pass
     from trafilatura.utils import decode_file
 
     text = decode_file(raw)
