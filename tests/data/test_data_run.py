@@ -322,6 +322,7 @@ def test_ray_gets_its_resources(source: Path, tmp_path: Path) -> None:
     assert built[0].depends is None and all(b.depends is a for a, b in pairwise(built))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["laptop-docs", "laptop-code", "laptop-math"])
 def test_a_laptop_recipe_runs_without_any_data_set(tmp_path: Path, name: str) -> None:
     loaded = load_recipe(RECIPES / f"{name}.yaml")

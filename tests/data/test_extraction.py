@@ -32,9 +32,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     paragraphs = "".join(f"<p>{line}</p>" for line in ARTICLE.split("\n"))
     (pages / "good.html").write_text(PAGE.format(paragraphs))
     (pages / "math.html").write_text(PAGE.format(paragraphs + "<math><mi>x</mi></math>" * 4))
-    (pages / "latin.html").write_bytes(
-        PAGE.format(paragraphs.replace("winter", "h\xf4tel")).encode("latin-1")
-    )
+    latin = PAGE.replace("<title>", '<meta charset="latin1"><title>').format(paragraphs)
+    (pages / "latin.html").write_bytes(latin.replace("winter", "h\xf4tel").encode("latin-1"))
     (pages / "unclosed.html").write_text(
         PAGE.format(paragraphs).replace("</p>", "").replace("</div>", "")[:-40]
     )
