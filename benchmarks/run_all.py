@@ -77,7 +77,9 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
-    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt]
+    tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
+    evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    return [*decode, adapters, scheduler, speculation, guided, *quality, palettize, adapt, tasks, evaluation]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 // owner.
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -174,6 +175,29 @@ struct OwningEngine {
       engine->score(sequence, {tokens.data(), tokens.size()}, {targets.data(), targets.size()}, out.data());
     }
     return to_numpy(std::move(out), {tokens.size()});
+  }
+
+  using Pairs = std::vector<std::pair<int, std::int32_t>>;
+
+  std::vector<std::vector<std::pair<float, bool>>> score_places(const std::vector<StepInput>& inputs,
+                                                                const std::vector<Pairs>& places) {
+    const nb::gil_scoped_release release;
+    std::vector<std::vector<Target>> targets;
+    for (const Pairs& pairs : places) {
+      targets.emplace_back();
+      for (const auto& [place, token] : pairs) targets.back().push_back({place, token});
+    }
+    std::vector<std::vector<std::pair<float, bool>>> out;
+    for (const std::vector<Scored>& row : engine->score_places(inputs, targets)) {
+      out.emplace_back();
+      for (const Scored& one : row) out.back().emplace_back(one.log_p, one.likeliest);
+    }
+    return out;
+  }
+
+  int reuse(int sequence, Input<std::int32_t, 1> tokens) {
+    const nb::gil_scoped_release release;
+    return engine->reuse(sequence, {tokens.data(), tokens.size()});
   }
 
   void run_layers(Input<std::int32_t, 1> tokens, int first, int last,
@@ -380,6 +404,8 @@ NB_MODULE(_native, m) {
       .def("step", &OwningEngine::step, "inputs"_a)
       .def("logits", &OwningEngine::logits, "sequence"_a, "tokens"_a, "out"_a)
       .def("score", &OwningEngine::score, "sequence"_a, "tokens"_a, "targets"_a)
+      .def("score_places", &OwningEngine::score_places, "inputs"_a, "targets"_a)
+      .def("reuse", &OwningEngine::reuse, "sequence"_a, "tokens"_a)
       .def(
           "collect_moments",
           [](OwningEngine& e, const std::vector<std::string>& modules, bool products) {

@@ -338,6 +338,55 @@ void Engine::score(int id, std::span<const std::int32_t> tokens, std::span<const
   forward(wanted);
 }
 
+int Engine::reuse(int id, std::span<const std::int32_t> tokens) {
+  const std::lock_guard lock(mutex_);
+  Sequence& s = sequence(id);
+  const std::size_t before = s.tokens.size();
+  if (options_.prefix_cache && !tokens.empty()) reuse_prefix(s, tokens);
+  s.reused += static_cast<int>(s.tokens.size() - before);
+  return static_cast<int>(s.tokens.size());
+}
+
+std::vector<std::vector<Scored>> Engine::score_places(const std::vector<StepInput>& inputs,
+                                                      const std::vector<std::vector<Target>>& targets) {
+  if (inputs.size() != targets.size()) throw std::invalid_argument("every input needs a list of targets");
+  std::vector<std::vector<Scored>> scored(inputs.size());
+  for (std::size_t n = 0; n < inputs.size(); ++n) {
+    for (const Target& target : targets[n]) {
+      if (target.place < 0 || target.place > static_cast<int>(inputs[n].drafts.size()))
+        throw std::invalid_argument("place " + std::to_string(target.place) + " is none of the input's");
+      if (target.token < 0 || target.token >= shape_.vocab)
+        throw std::invalid_argument("target " + std::to_string(target.token) + " is outside the vocabulary");
+    }
+    scored[n].resize(targets[n].size());
+  }
+  const std::lock_guard lock(mutex_);
+  append(inputs, false);
+  const auto place_of = [&](int row) {
+    const Run& run = runs_[rows_[row].run];
+    return row - (run.row0 + run.count - 1 - run.drafts);
+  };
+  std::vector<bool> asked(rows_.size());
+  for (std::size_t n = 0; n < inputs.size(); ++n)
+    for (const Target& target : targets[n])
+      asked[runs_[n].row0 + runs_[n].count - 1 - runs_[n].drafts + target.place] = true;
+  Wanted wanted;
+  for (std::size_t row = 0; row < asked.size(); ++row)
+    if (asked[row]) wanted.rows.push_back(static_cast<int>(row));
+  wanted.use = [&](int index, const float* logits) {
+    const int row = wanted.rows[index], n = rows_[row].run, place = place_of(row);
+    const float total = kernels_.log_sum_exp(logits, shape_.vocab);
+    const auto best = std::max_element(logits, logits + shape_.vocab) - logits;
+    for (std::size_t i = 0; i < targets[n].size(); ++i)
+      if (targets[n][i].place == place)
+        scored[n][i] = {logits[targets[n][i].token] - total, targets[n][i].token == best};
+  };
+  forward(wanted);
+  if (options_.prefix_cache)
+    for (const StepInput& input : inputs) share_pages(sequence(input.sequence));
+  return scored;
+}
+
 void Engine::profile(bool on) {
   const std::lock_guard lock(mutex_);
   if (on)

@@ -52,6 +52,15 @@ struct StepInput {
   std::shared_ptr<LateMask> late_mask = nullptr; // instead of `mask`: one that need not be computed yet
 };
 
+struct Target {
+  int place;
+  std::int32_t token;
+};
+struct Scored {
+  float log_p; // natural logarithm
+  bool likeliest;
+};
+
 // Sums over the inputs x of a linear layer, for calibration.
 struct Moments {
   std::vector<double> squares; // of x_k^2, per column
@@ -79,6 +88,14 @@ class Engine {
   // Appends tokens; out[i] = log p(targets[i] | everything up to tokens[i]); a negative target gives 0.
   void score(int sequence, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
              float* out);
+
+  // Takes what the prefix cache has of these tokens, pages at a time, as far as they go on from the
+  // sequence's own; gives the sequence's length then. At least the last token is left to be appended.
+  int reuse(int sequence, std::span<const std::int32_t> tokens);
+  // Appends the tokens and drafts of every input, all of them, and says of each target how likely it is at
+  // its place: place 0 is after the tokens, place i after draft i. Errors as step().
+  std::vector<std::vector<Scored>> score_places(const std::vector<StepInput>& inputs,
+                                                const std::vector<std::vector<Target>>& targets);
 
   // From now on run_layers() adds up what these modules read, with all products or the squares alone. What
   // was added up before is dropped. A module is named by the first linear layer that reads its input, e.g.

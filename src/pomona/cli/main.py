@@ -45,6 +45,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pomona.cli.adapters",
         "List, add, remove, show, verify, export or rebase the adapters of a model.",
     ),
+    "eval": (
+        "pomona.cli.eval",
+        "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
+    ),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
 }
 

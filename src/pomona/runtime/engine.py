@@ -302,6 +302,26 @@ class Engine:
                 )
         return np.concatenate(parts)[:-1]
 
+    def reuse(self, sequence: Sequence, tokens: Seq[int]) -> int:
+        """Takes what the prefix cache has of an empty sequence's coming tokens; gives how many that is. At
+        least one is left to be brought."""
+        length: int = self._call(self.native.reuse, sequence.handle, self._ids(tokens))
+        return length
+
+    def score_places(
+        self, inputs: Seq[StepInput], targets: Seq[Seq[tuple[int, int]]]
+    ) -> list[list[tuple[float, bool]]]:
+        """Appends every input's tokens and drafts, all of them, and says of its targets how likely they are.
+
+        A target (place, token): place 0 is after `tokens`, place i after draft i. Gives log p, natural
+        logarithm, and whether the token is the likeliest one. All together fit BATCH_TOKENS. Errors as in
+        step().
+        """
+        self._check_inputs(inputs)
+        native = [_native_input(i, i.tokens, i.drafts) for i in inputs]
+        scored: list[list[tuple[float, bool]]] = self._call(self.native.score_places, native, targets)
+        return scored
+
     def run_layers(self, token_ids: Seq[int], first: int, last: int, residual: NDArray[np.float32]) -> None:
         """Runs a fresh text [T] through the layers [first, last) alone, for calibration.
 

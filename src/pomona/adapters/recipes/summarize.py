@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from pomona.adapters.faithfulness import faithful
@@ -48,6 +49,12 @@ def held_out(folder: Path) -> list[Example]:
     if (folder / "qmsum").is_dir():
         found += _meetings(folder, "test")[:HELD_OUT_MEETINGS]
     return found
+
+
+def contents_with_orders(count: int) -> list[Example]:
+    """Held-out contents that carry an order each; none of them is in `held_out`."""
+    stream = _invented(World(random.Random(HELD_OUT_SEED + 1), held_out=True))
+    return list(islice((one for one in stream if one.reference is not None), count))
 
 
 def _invented(world: World) -> Iterator[Example]:
