@@ -254,6 +254,21 @@ def test_bad_input_is_skipped_and_written_down(tmp_path: Path) -> None:
     assert texts == {"after the long line", "after invalid bytes"}
 
 
+def test_foreign_metadata_decides_nothing(tmp_path: Path) -> None:
+    rows = [
+        {"text": "one", "metadata": {"rank": "../../evil", "source": "theirs", "is_page": True, "mine": 1}},
+        {"text": "two", "number": 1 << 70},
+        {"text": "three", "deep": json.loads("[" * 400 + "]" * 400)},
+    ]
+    path = write_rows(tmp_path / "in" / "a.jsonl", rows)
+    funnel = run_recipe(recipe(path, ["extract"]), tmp_path, tmp_path / "run")
+    assert funnel is not None and funnel.rows[0].removed == {"metadata": 2}
+    [row] = rows_below(tmp_path / "run" / "documents" / "all")
+    assert row["metadata"]["original_rank"] == "../../evil" and row["metadata"]["source"] == "all"
+    assert row["metadata"]["original_source"] == "theirs" and row["metadata"]["mine"] == 1
+    assert {one.name for one in tmp_path.iterdir()} == {"in", "run"}
+
+
 def test_lines_of_a_text_may_be_documents(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("first\n\nsecond\n")
     inputs = [{"name": "n", "path": "a.txt", "kind": "text", "lines": True}]

@@ -44,6 +44,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (pages / "garbage.html").write_bytes(bytes(range(256)) * 40)
     (pages / "deep.html").write_text("<div>" * 30_000 + "x")
     (pages / "empty.html").touch()
+    (pages / "surrogate.html").write_text(PAGE.format(paragraphs + "<p>&#xD800; and &#55357; in it.</p>"))
     inputs = [{"name": "pages", "path": str(pages), "kind": "html"}]
     run_recipe(recipe(inputs, [{"extract": {}}]), root, root / "run")
     return root / "run"
@@ -71,7 +72,7 @@ def test_pages_without_content_are_written_down_with_the_reason(run: Path) -> No
     assert removed["pages/empty.html/0"] == "empty"
     assert removed["pages/garbage.html"].startswith("extract_")
     kept = {row["id"] for row in rows_below(run / "documents")}
-    assert len(kept) + len(removed) == 9 and "pages/deep.html" in kept | set(removed)
+    assert len(kept) + len(removed) == 10 and "pages/deep.html" in kept | set(removed)
 
 
 def test_documents_that_are_no_pages_pass(tmp_path: Path) -> None:
