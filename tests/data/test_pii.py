@@ -78,6 +78,12 @@ def test_other_numbers_and_names_stay(item: str) -> None:
     assert redact(text) == (text, {})
 
 
+@pytest.mark.parametrize("kind", ["CARD", "SSN", "IBAN", "IP"])
+def test_numbers_on_both_sides_hide_nothing(kind: str) -> None:
+    for item in PLANTED[kind]:
+        assert redact(f"In 1990 {item} 12 or so")[0] == f"In 1990 [{kind}] 12 or so"
+
+
 def test_only_the_kinds_that_are_asked_for_go() -> None:
     text = "ann@mail.com or 8.8.8.8"
     assert redact(text, ["ip"])[0] == "ann@mail.com or [IP]"
