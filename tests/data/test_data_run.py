@@ -205,6 +205,18 @@ def test_a_changed_recipe_or_input_is_refused_and_nothing_is_lost(
     assert len(rows_below(tmp_path / "run" / "documents")) == 3
 
 
+def test_a_changed_word_list_is_refused_too(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("frumious\n")
+    path = write_rows(tmp_path / "a.jsonl", ["a frumious text", "another"])
+    made = recipe(path, [{"safety": {"lists": ["words.txt"]}}])
+    run_recipe(made, tmp_path, tmp_path / "run")
+    (tmp_path / "words.txt").write_text("frumious\nanother\n")
+    with pytest.raises(PomonaError, match=r"what a step reads has changed.*\(words\.txt"):
+        run_recipe(made, tmp_path, tmp_path / "run")
+    funnel = run_recipe(made, tmp_path, tmp_path / "run", restart=True)
+    assert funnel is not None and funnel.rows[1].removed == {"profanity": 2}
+
+
 def test_a_folder_that_holds_something_else_is_left_alone(source: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("precious")
     for restart in (False, True):
