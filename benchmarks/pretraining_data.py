@@ -92,8 +92,9 @@ def decontamination(rng: random.Random) -> Finding:
     rng.shuffle(clean)
     phrases = [" ".join(plain_words(question)[:6]) for question in rng.sample(questions, 40)]
     common, rare = next((a, b) for a in phrases for b in phrases if not set(a.split()) & set(b.split()))
-    often = {f"common-{i}": f"{clean[i]} {common}" for i in range(COMMON)}
-    short = {f"rare-{i}": f"{clean[COMMON + i]} {rare}" for i in range(COMMON - 1)}
+    # A word of its own keeps the end of a passage and the phrase from making an n-gram together.
+    often = {f"common-{i}": f"{clean[i]} separator{i} {common}" for i in range(COMMON)}
+    short = {f"rare-{i}": f"{clean[COMMON + i]} separator{i} {rare}" for i in range(COMMON - 1)}
     rest = clean[2 * COMMON - 1 :]
     whole = {f"question-{i}": f"{rest[i]} {question}" for i, question in enumerate(questions[:100])}
     plain = {f"plain-{i}": text for i, text in enumerate(rest[100:])}

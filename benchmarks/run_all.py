@@ -79,22 +79,14 @@ def benchmarks() -> list[Benchmark]:
     )
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    data = Benchmark(
+        "pretraining_data", "The data pipeline: what was planted is found; speed beside datatrove's defaults"
+    )
     optimizer = Benchmark(
         "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
     )
-    return [
-        *decode,
-        adapters,
-        scheduler,
-        speculation,
-        guided,
-        *quality,
-        palettize,
-        adapt,
-        tasks,
-        evaluation,
-        optimizer,
-    ]
+    others = [palettize, adapt, tasks, evaluation, data, optimizer]
+    return [*decode, adapters, scheduler, speculation, guided, *quality, *others]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

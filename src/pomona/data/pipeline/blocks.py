@@ -17,6 +17,7 @@ from pomona.errors import PomonaError
 Documents = Iterator[Document]
 Verdict = bool | tuple[bool, str]
 
+IS_PAGE = "is_page"  # metadata of a text that is HTML still
 _STAGE_LINE = 1 << 28  # what we wrote ourselves may be read again, however long
 
 

@@ -101,7 +101,7 @@ class Signatures(MinhashDedupSignature):  # type: ignore[misc]
 
 
 class VerifyPairs(PipelineStep):  # type: ignore[misc]
-    """Between datatrove's stages 2 and 3, one task per band: keeps the pairs whose whole signatures agree in
+    """Between datatrove's stages 2 and 3: keeps the pairs whose whole signatures agree in
     at least `min_similarity` of their values."""
 
     name = "verify pairs"

@@ -13,7 +13,7 @@ from datatrove.pipeline.extractors.base import ExtractorSandbox
 from datatrove.pipeline.extractors.trafilatura import Trafilatura
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
-from pomona.data.pipeline.blocks import Documents
+from pomona.data.pipeline.blocks import IS_PAGE, Documents
 from pomona.data.pipeline.mathematics import count_tags
 from pomona.data.pipeline.recipe import Extract
 
@@ -50,10 +50,11 @@ class ExtractContent(Trafilatura):  # type: ignore[misc]
 
     def _extract(self, doc: Document, sandbox: Any) -> str | None:
         """Why there is nothing to keep, or None."""
-        if not doc.metadata.pop("html", False):
+        if not doc.metadata.pop(IS_PAGE, False):
             return None
         try:
             text = sandbox.process_document(doc.text, self.extract) or ""
+            text = text.encode("utf-8", "replace").decode()  # half a surrogate pair may come of an entity
         except TimeoutError:
             return "extract_timeout"
         except Exception:  # the process died of the page

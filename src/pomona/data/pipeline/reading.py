@@ -6,6 +6,7 @@ The list of files is made once, when a run begins, and stays; so a task that is 
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from datatrove.pipeline.base import PipelineStep
 from datatrove.pipeline.writers.jsonl import JsonlWriter
 
 from pomona.data.documents import HTML, JSONL, TEXT, Record, Skip, read_documents
-from pomona.data.pipeline.blocks import Documents, document
+from pomona.data.pipeline.blocks import IS_PAGE, Documents, document
 from pomona.data.pipeline.python_text import docstrings, licenses_of_packages, package_description
 from pomona.data.pipeline.recipe import Input, Kind, Recipe, resolve
 from pomona.errors import PomonaError
@@ -100,6 +101,10 @@ def _list_input(source: Input, base: Path) -> list[InputFile]:
     ]
 
 
+_RESERVED = frozenset(
+    ("rank", "id", "source", IS_PAGE, "filter_reason", "detail", "pii", "math_tags", "duplicate_cluster")
+)
+_CHARSET = re.compile(rb"charset\s*=\s*[\"']?([A-Za-z0-9_.:-]{2,40})", re.IGNORECASE)
 _OF_PACKAGES = ("python", "docstrings", "metadata")
 
 
@@ -144,11 +149,19 @@ class DocumentReader(PipelineStep):  # type: ignore[misc]
 
 
 def _read(file: InputFile) -> Iterator[Record | Skip]:
+    for number, found in enumerate(_records(file), start=1):
+        if isinstance(found, Record) and not _can_be_written(found.metadata):
+            yield Skip(found.id, number, "has metadata that cannot be written again")
+        else:
+            yield found
+
+
+def _records(file: InputFile) -> Iterator[Record | Skip]:
     facts: dict[str, Any] = {"source": file.source}
     if file.license is not None:
         facts["license"] = file.license
     if file.html:
-        facts["html"] = True
+        facts[IS_PAGE] = True
     path = Path(file.path)
     if not path.is_file():
         yield Skip(file.name, 0, "is gone since the run began")
@@ -157,7 +170,7 @@ def _read(file: InputFile) -> Iterator[Record | Skip]:
         if isinstance(found, Skip):
             yield found
             continue
-        text = found.text
+        text, theirs = found.text, _renamed(found.metadata)
         if file.kind == "html":
             text = _decode(found.raw if found.raw is not None else text.encode())
         elif file.kind == "docstrings":
@@ -171,13 +184,43 @@ def _read(file: InputFile) -> Iterator[Record | Skip]:
         elif file.lines:
             for number, line in enumerate(text.splitlines(), start=1):
                 if line.strip():
-                    yield Record(line, f"{found.id}/{number}", {**found.metadata, **facts})
+                    yield Record(line, f"{found.id}/{number}", {**theirs, **facts})
         else:
-            yield Record(text, found.id, {**found.metadata, **facts})
+            yield Record(text, found.id, {**theirs, **facts})
+
+
+def _renamed(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Foreign metadata, with other names for what has a meaning here: datatrove's writers put metadata into
+    the names of files, so a foreign `rank` could choose where it is written."""
+    return {f"original_{key}" if key in _RESERVED else key: value for key, value in metadata.items()}
+
+
+def _can_be_written(metadata: dict[str, Any]) -> bool:
+    """orjson, which datatrove writes with, refuses numbers above 64 bits and deep nesting."""
+    import orjson
+
+    try:
+        orjson.dumps(metadata)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _decode(raw: bytes) -> str:
-    """The text of a page, whose encoding is guessed where it is not UTF-8."""
+    """The text of a page: UTF-8 if it is that, else in the encoding that it declares, else in one guessed."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    declared = _CHARSET.search(raw[:4096])
+    if declared is not None:
+        name = declared[1].decode("ascii")
+        if name.lower() in ("iso-8859-1", "latin1", "latin-1", "us-ascii"):
+            name = "cp1252"  # as every browser does
+        try:
+            return raw.decode(name, "replace")
+        except (LookupError, UnicodeDecodeError):
+            pass
     from trafilatura.utils import decode_file
 
     text = decode_file(raw)
@@ -185,7 +228,7 @@ def _decode(raw: bytes) -> str:
 
 
 def _short(reason: str) -> str:
-    for key in ("longer than", "not UTF-8", "no JSON", "no text", "empty", "gone"):
+    for key in ("longer than", "not UTF-8", "no JSON", "no text", "empty", "gone", "metadata"):
         if key in reason:
             return key.replace(" ", "_")
     return "unreadable"

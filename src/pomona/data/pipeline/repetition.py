@@ -2,8 +2,8 @@
 
 datatrove joins every 2- to 10-gram of a document as a string. Here n-grams are hashed all at once; the most
 frequent one and an upper bound of what is repeated follow from the hashes, and datatrove's own count is made
-only where the bound exceeds the threshold. Verdicts and reasons are datatrove's, but for texts whose different
-n-grams read alike without the spaces ("a bc", "ab c": rows of dots and the like), which it takes for one.
+only where the bound exceeds the threshold. Verdicts and reasons are datatrove's, but for texts with different
+n-grams that read alike without spaces ("a bc", "ab c"; rows of dots), which it takes for one.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ def _global(
         own = [
             ("signatures", [read, deduplication.Signatures(work, settings)], tasks),
             ("pairs", [deduplication.bands_step(work, settings)], settings.bands),
-            ("verify", [deduplication.VerifyPairs(work, settings)], settings.bands),
+            ("verify", [deduplication.VerifyPairs(work, settings)], min(tasks, settings.bands)),
             ("clusters", [deduplication.clusters_step(work, settings)], 1),
         ]
         return own, deduplication.DropDuplicates(work / "clusters", writer)
