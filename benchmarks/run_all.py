@@ -77,6 +77,8 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
+    serving = Benchmark("serving", "The server under load, against llama.cpp's server")
+    soak = Benchmark("soak", "The server under abuse: right answers, memory, file handles")
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
     data = Benchmark(
@@ -85,8 +87,8 @@ def benchmarks() -> list[Benchmark]:
     optimizer = Benchmark(
         "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
     )
-    others = [palettize, adapt, tasks, evaluation, data, optimizer]
-    return [*decode, adapters, scheduler, speculation, guided, *quality, *others]
+    runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation, data, optimizer]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

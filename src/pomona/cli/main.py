@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("pomona.cli.pretrain", "Train a base model from text, by a recipe; or plan such a run."),
     "adapt": ("pomona.cli.adapt", "Teach a model a task by examples, as an adapter."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
+    "serve": ("pomona.cli.serve", "Serve a model over OpenAI's HTTP interface, with pages to use it."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
     "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),
     "data": ("pomona.cli.data", "Pre-training data: filter, de-duplicate, tokenize and pack documents."),
@@ -45,6 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": (
         "pomona.cli.adapters",
         "List, add, remove, show, verify, export or rebase the adapters of a model.",
+    ),
+    "export": (
+        "pomona.cli.export",
+        "Write a model and its adapters for other engines: 16 bit, PEFT directories, vLLM.",
     ),
     "eval": (
         "pomona.cli.eval",
