@@ -206,7 +206,7 @@ class StageTrainer(Trainer):  # type: ignore[misc]
         if in_a_row > MAX_DROPPED_IN_A_ROW:
             raise PomonaError(
                 f"step {step}: the gradient norm ({self._norm:.3g}) was at or above "
-                f"{self.settings.drop_norm:g} for {in_a_row} steps in a row; lower peak_lr or look at the data"
+                f"{self.settings.drop_norm:g} for {in_a_row} steps in a row; lower peak_lr, look at the data"
             )
         validation = self.validate() if step % s.evaluate_every == 0 or last else None
         speed = s.tokens_per_step / seconds
