@@ -81,8 +81,14 @@ def benchmarks() -> list[Benchmark]:
     soak = Benchmark("soak", "The server under abuse: right answers, memory, file handles")
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    data = Benchmark(
+        "pretraining_data", "The data pipeline: what was planted is found; speed beside datatrove's defaults"
+    )
+    optimizer = Benchmark(
+        "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
+    )
     runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
-    return [*runtime, *quality, palettize, adapt, tasks, evaluation]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation, data, optimizer]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -32,11 +32,13 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pull": ("pomona.cli.pull", "Put a model into the cache: built-in name, directory, GGUF file or hub id."),
     "compress": ("pomona.cli.compress", "Palettise a model to 4 bits per weight."),
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
+    "pretrain": ("pomona.cli.pretrain", "Train a base model from text, by a recipe; or plan such a run."),
     "adapt": ("pomona.cli.adapt", "Teach a model a task by examples, as an adapter."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
     "serve": ("pomona.cli.serve", "Serve a model over OpenAI's HTTP interface, with pages to use it."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
     "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),
+    "data": ("pomona.cli.data", "Pre-training data: filter, de-duplicate, tokenize and pack documents."),
     "inspect": (
         "pomona.cli.inspect",
         "Show a model's sizes, bits per weight, configuration and fingerprint.",
