@@ -81,6 +81,14 @@ bench-decode: $(VENV)/.core $(PEER)/.models bench-model  ## speed against llama.
 bench-adapters: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## adapters mixed in one batch, against llama.cpp's server and PEFT
 	$(PY) -m benchmarks.adapters $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
 
+.PHONY: bench-serving
+bench-serving: $(VENV)/.core $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## the server under load, against llama.cpp's server
+	$(PY) -m benchmarks.serving $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/.core bench-model  ## the server under abuse for half an hour (ARGS=--quick: half a minute)
+	$(PY) -m benchmarks.soak $(addprefix --model ,$(firstword $(MODEL))) $(ARGS)
+
 .PHONY: bench-speculation
 bench-speculation: $(VENV)/.core bench-model  ## answers with drafts from the prompt against answers without
 	$(PY) -m benchmarks.speculation --model $(MODEL) $(ARGS)

@@ -35,13 +35,17 @@ REPLY_SECONDS = 600.0
 TOKENS_PER_SLOT = 256
 
 
-class _Process:
+class ChildProcess:
     """A context manager around a child process that ends with the block."""
 
     name = "process"
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def close(self) -> None:
         if self._process.stdin is not None:
@@ -66,24 +70,36 @@ class _Process:
         self.close()
 
 
-class LlamaServer(_Process):
+class LlamaServer(ChildProcess):
     """llama.cpp's server with one model and any number of adapters, none applied unless a request says so."""
 
     def __init__(
-        self, program: Path, model: Path, adapters: Sequence[Path], *, slots: int, threads: int
+        self,
+        program: Path,
+        model: Path,
+        adapters: Sequence[Path],
+        *,
+        slots: int,
+        threads: int,
+        slot_tokens: int = TOKENS_PER_SLOT,
+        options: Sequence[str] = (),
     ) -> None:
-        """Returns when the server answers. Raises BenchmarkError: not built, or it does not start."""
+        """slot_tokens: room for prompt and answer of each of the requests that run at once. options: more
+        words of its command line.
+
+        Returns when the server answers. Raises BenchmarkError: not built, or it does not start.
+        """
         for file in (program, model, *adapters):
             if not file.is_file():
                 raise BenchmarkError(f"{file}: llama.cpp's server is not set up; run `make bench-setup`")
         self.adapters, self.slots = len(adapters), slots
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port: int = probe.getsockname()[1]
-        command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(self._port)]
+            self.port: int = probe.getsockname()[1]
+        command = [str(program), "--model", str(model), "--host", "127.0.0.1", "--port", str(self.port)]
         command += ["--threads", str(threads), "--threads-batch", str(threads), "--parallel", str(slots)]
-        command += ["--ctx-size", str(slots * TOKENS_PER_SLOT), "--lora-init-without-apply"]
-        command += [word for file in adapters for word in ("--lora", str(file))]
+        command += ["--ctx-size", str(slots * slot_tokens), "--lora-init-without-apply"]
+        command += [*options, *(word for file in adapters for word in ("--lora", str(file)))]
         super().__init__(
             subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, text=True)
         )
@@ -150,7 +166,7 @@ class LlamaServer(_Process):
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
     ) -> tuple[int, dict[str, Any]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=REPLY_SECONDS)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=REPLY_SECONDS)
         try:
             text = None if body is None else json.dumps(body)
             connection.request(method, path, text, {"Content-Type": "application/json"})
@@ -160,7 +176,7 @@ class LlamaServer(_Process):
             connection.close()
 
 
-class PeftPeer(_Process):
+class PeftPeer(ChildProcess):
     """transformers and PEFT with all adapters loaded: the near end. A method is one call of the far end."""
 
     def __init__(self, python: Path, model: Path, adapters: Sequence[Path], *, threads: int) -> None:

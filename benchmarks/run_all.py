@@ -77,13 +77,15 @@ def benchmarks() -> list[Benchmark]:
         f"Training a task adapter, against TRL and PEFT, {plural(both[0])}",
         ("--threads", str(both[0])),
     )
+    serving = Benchmark("serving", "The server under load, against llama.cpp's server")
+    soak = Benchmark("soak", "The server under abuse: right answers, memory, file handles")
     tasks = Benchmark("tasks", "The zoo's task adapters on their held-out sets, against models without them")
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
     data = Benchmark(
         "pretraining_data", "The data pipeline: what was planted is found; speed beside datatrove's defaults"
     )
-    others = [palettize, adapt, tasks, evaluation, data]
-    return [*decode, adapters, scheduler, speculation, guided, *quality, *others]
+    runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation, data]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

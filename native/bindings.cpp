@@ -312,6 +312,9 @@ int sample_logits(Input<float, 1> logits, const Sampling& sampling, Input<std::i
   for (const std::int32_t token : tokens)
     if (token < 0 || static_cast<std::size_t>(token) >= copy.size())
       throw std::invalid_argument("a history token is outside the vocabulary");
+  for (const auto& [token, value] : sampling.bias)
+    if (token < 0 || static_cast<std::size_t>(token) >= copy.size())
+      throw std::invalid_argument("a token of the bias is outside the vocabulary");
   return sample(select_kernels("auto"), copy, sampling, tokens, position);
 }
 
@@ -334,11 +337,36 @@ NB_MODULE(_native, m) {
       .def(
           "__init__",
           [](Sampling* s, float temperature, int top_k, float top_p, float min_p, float repetition_penalty,
-             std::uint64_t seed) {
-            new (s) Sampling{temperature, top_k, top_p, min_p, repetition_penalty, seed};
+             std::uint64_t seed, float presence_penalty, float frequency_penalty, std::int64_t answer_start,
+             std::vector<std::pair<std::int32_t, float>> bias) {
+            new (s) Sampling{temperature,
+                             top_k,
+                             top_p,
+                             min_p,
+                             repetition_penalty,
+                             seed,
+                             presence_penalty,
+                             frequency_penalty,
+                             answer_start,
+                             std::move(bias)};
           },
           "temperature"_a = 0.0f, "top_k"_a = 0, "top_p"_a = 1.0f, "min_p"_a = 0.0f,
-          "repetition_penalty"_a = 1.0f, "seed"_a = 0);
+          "repetition_penalty"_a = 1.0f, "seed"_a = 0, "presence_penalty"_a = 0.0f,
+          "frequency_penalty"_a = 0.0f, "answer_start"_a = 0,
+          "bias"_a = std::vector<std::pair<std::int32_t, float>>{});
+
+  nb::class_<Logprobs>(m, "Logprobs")
+      .def(nb::new_([](int top) {
+             if (top < 0 || top > kMaxTopLogprobs)
+               throw std::invalid_argument("top must be 0 .. " + std::to_string(kMaxTopLogprobs));
+             return std::make_shared<Logprobs>(top);
+           }),
+           "top"_a)
+      .def("entries", [](const Logprobs& logprobs) {
+        std::vector<std::pair<float, std::vector<std::pair<std::int32_t, float>>>> entries;
+        for (const TokenLogprobs& entry : logprobs.entries()) entries.emplace_back(entry.chosen, entry.top);
+        return entries;
+      });
 
   nb::class_<LateMask>(m, "LateMask")
       .def(nb::new_([](std::size_t words) {
@@ -360,14 +388,15 @@ NB_MODULE(_native, m) {
           "__init__",
           [](StepInput* s, int sequence, std::vector<std::int32_t> tokens, const Sampling& sampling,
              std::optional<Input<std::int32_t, 1>> mask, std::vector<std::int32_t> drafts,
-             std::shared_ptr<LateMask> late_mask) {
+             std::shared_ptr<LateMask> late_mask, std::shared_ptr<Logprobs> logprobs) {
             if (mask && late_mask) throw std::invalid_argument("two token masks for one input");
-            new (s)
-                StepInput{sequence, std::move(tokens), sampling, {}, std::move(drafts), std::move(late_mask)};
+            new (s) StepInput{sequence,          std::move(tokens),    sampling,           {},
+                              std::move(drafts), std::move(late_mask), std::move(logprobs)};
             if (mask) s->mask.assign(mask->data(), mask->data() + mask->size());
           },
           "sequence"_a, "tokens"_a, "sampling"_a, "mask"_a.none() = nb::none(),
-          "drafts"_a = std::vector<std::int32_t>{}, "late_mask"_a.none() = nb::none());
+          "drafts"_a = std::vector<std::int32_t>{}, "late_mask"_a.none() = nb::none(),
+          "logprobs"_a.none() = nb::none());
 
   nb::class_<Adapter>(m, "Adapter")
       .def(nb::new_(&make_adapter), "shape"_a, "tensors"_a, "scales"_a, "precision"_a)

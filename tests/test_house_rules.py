@@ -31,7 +31,7 @@ FACADE = "pomona"  # the package itself: it loads its parts lazily, and nothing 
 FACADE_NAMES = {"__version__"}  # except for this
 
 TRAINING = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "datatrove", "lm_eval"}
-CORE = {"runtime", "models", "data", "cli"}  # these import nothing of it, not even inside a function
+CORE = {"runtime", "models", "data", "cli", "serving"}  # nothing of it, not even inside a function
 PIPELINE = ("data", "pipeline")  # blocks for datatrove: a training side of its own, which the core never imports
 
 MAX_LINES = 600

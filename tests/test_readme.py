@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "BENCHMARKS.md", "LOG.md")]
-DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS += sorted((ROOT / "docs").rglob("*.md"))
 NAMES = [str(path.relative_to(ROOT)) for path in DOCUMENTS]
 
 MODULE = re.compile(r"^(?:\S*/)?python3?\s+-m\s+((?:pomona|benchmarks)[\w.]*)")

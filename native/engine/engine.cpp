@@ -217,6 +217,10 @@ void Engine::append(std::span<const StepInput> inputs, bool reuse) {
     if ((words > 0 || input.late_mask) && words != (1 + input.drafts.size()) * mask_words(shape_))
       throw std::invalid_argument(
           "a token mask needs one bit per token of the vocabulary, for the next place and after every draft");
+    for (const auto& [token, value] : input.sampling.bias)
+      if (token < 0 || token >= shape_.vocab)
+        throw std::invalid_argument("the bias names token " + std::to_string(token) +
+                                    ", which is outside the vocabulary of " + std::to_string(shape_.vocab));
     if (count > static_cast<std::size_t>(options_.batch_tokens - total))
       throw std::invalid_argument("more than " + std::to_string(options_.batch_tokens) +
                                   " tokens in one step");
@@ -276,6 +280,7 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
   Wanted wanted;
   for (std::size_t n = 0; n < inputs.size(); ++n) {
     sampled[n].resize(1 + runs_[n].drafts);
+    if (inputs[n].logprobs) inputs[n].logprobs->begin(sampled[n].size());
     for (int place = runs_[n].drafts; place >= 0; --place)
       wanted.rows.push_back(runs_[n].row0 + runs_[n].count - 1 - place);
   }
@@ -287,10 +292,14 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
     const std::span<const std::int32_t> tokens = sequences_[run.sequence].tokens,
                                         history = tokens.first(length);
     const std::span<float> values{logits, static_cast<std::size_t>(shape_.vocab)};
+    std::vector<float> own; // the model's logits, which sampling changes
+    if (input.logprobs) own.assign(values.begin(), values.end());
     const std::span<const std::uint32_t> mask =
         input.late_mask ? input.late_mask->wait() : std::span<const std::uint32_t>(input.mask);
     if (!mask.empty()) apply_mask(values, mask.subspan(place * mask_words(shape_), mask_words(shape_)));
-    sampled[row.run][place] = sample(kernels_, values, input.sampling, history, length);
+    const int token = sample(kernels_, values, input.sampling, history, length);
+    sampled[row.run][place] = token;
+    if (input.logprobs) input.logprobs->note(place, kernels_, own, token);
   };
   forward(wanted);
   for (std::size_t n = 0; n < inputs.size(); ++n) {
@@ -298,6 +307,7 @@ std::vector<std::vector<int>> Engine::step(const std::vector<StepInput>& inputs)
     std::size_t accepted = 0;
     while (accepted < drafts.size() && sampled[n][accepted] == drafts[accepted]) ++accepted;
     sampled[n].resize(accepted + 1);
+    if (inputs[n].logprobs) inputs[n].logprobs->keep(accepted + 1);
     Sequence& s = sequence(inputs[n].sequence);
     // Refused drafts lie in pages that nobody shares yet: this cut cannot fail.
     cut(s, static_cast<int>(s.tokens.size() - (drafts.size() - accepted)));

@@ -19,6 +19,7 @@
 #include "engine/arena.h"
 #include "engine/kv_cache.h"
 #include "engine/late_mask.h"
+#include "engine/logprobs.h"
 #include "engine/prefix_cache.h"
 #include "engine/profile.h"
 #include "engine/sampler.h"
@@ -50,6 +51,7 @@ struct StepInput {
   std::vector<std::uint32_t> mask;
   std::vector<std::int32_t> drafts = {};         // what may follow `tokens`: a guess that the step verifies
   std::shared_ptr<LateMask> late_mask = nullptr; // instead of `mask`: one that need not be computed yet
+  std::shared_ptr<Logprobs> logprobs = nullptr;  // filled with those of the tokens that the step gives
 };
 
 struct Target {

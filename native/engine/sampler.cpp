@@ -29,6 +29,20 @@ void penalize(std::span<float> logits, float penalty, std::span<const std::int32
     logits[token] = logits[token] > 0 ? logits[token] / penalty : logits[token] * penalty;
 }
 
+void penalize_answer(std::span<float> logits, const Sampling& sampling,
+                     std::span<const std::int32_t> history) {
+  const auto start =
+      static_cast<std::size_t>(std::clamp<std::int64_t>(sampling.answer_start, 0, std::ssize(history)));
+  std::vector<std::int32_t> said(history.begin() + start, history.end());
+  std::sort(said.begin(), said.end());
+  for (auto first = said.begin(); first != said.end();) {
+    const auto last = std::upper_bound(first, said.end(), *first);
+    logits[*first] -=
+        sampling.presence_penalty + sampling.frequency_penalty * static_cast<float>(last - first);
+    first = last;
+  }
+}
+
 } // namespace
 
 void apply_mask(std::span<float> logits, std::span<const std::uint32_t> mask) {
@@ -44,6 +58,9 @@ int sample(const Kernels& kernels, std::span<float> logits, const Sampling& samp
            std::span<const std::int32_t> history, std::int64_t position) {
   const int vocabulary = static_cast<int>(logits.size());
   if (sampling.repetition_penalty != 1.0f) penalize(logits, sampling.repetition_penalty, history);
+  if (sampling.presence_penalty != 0.0f || sampling.frequency_penalty != 0.0f)
+    penalize_answer(logits, sampling, history);
+  for (const auto& [token, value] : sampling.bias) logits[token] += value;
   const int best = kernels.argmax(logits.data(), vocabulary);
   if (sampling.temperature <= 0.0f || sampling.top_k == 1) return best;
 

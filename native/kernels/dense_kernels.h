@@ -6,6 +6,8 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <limits>
 
 #include "kernels/kernels.h"
 
@@ -71,6 +73,39 @@ struct DenseKernels {
     for (int c = 0; c < count; ++c)
       for (int r = 0; r < kGroupRows; ++r) above[r] += x[r] > middles[c] ? 1 : 0;
     for (int r = 0; r < kGroupRows; ++r) index[r] = static_cast<std::uint8_t>(above[r]);
+  }
+
+  // Every lane keeps the first of its own least; of these the least is taken, and of equals the first. The
+  // compiler cuts these vectors into registers.
+  using Doubles = double __attribute__((vector_size(kCutLanes * sizeof(double))));
+  static Doubles eight(const double* from) {
+    Doubles v;
+    std::memcpy(&v, from, sizeof v);
+    return v;
+  }
+  static Doubles lesser(const Doubles& a, const Doubles& b) { return a < b ? a : b; }
+  static Doubles least_of_lanes(Doubles v) { // in every lane
+    v = lesser(v, Doubles{v[4], v[5], v[6], v[7], v[0], v[1], v[2], v[3]});
+    v = lesser(v, Doubles{v[2], v[3], v[0], v[1], v[6], v[7], v[4], v[5]});
+    return lesser(v, Doubles{v[1], v[0], v[3], v[2], v[5], v[4], v[7], v[6]});
+  }
+  static int cheapest_cut(const double* previous, const double* weight, const double* value,
+                          const double* square, int first, int last, int j, double* best) {
+    constexpr double kNever = std::numeric_limits<double>::infinity();
+    const Doubles none{}, never = none + kNever;
+    Doubles least = never, at = none + first, here = at + Doubles{0, 1, 2, 3, 4, 5, 6, 7};
+    const double w = weight[j], v = value[j], s = square[j];
+    for (int i = first; i <= last; i += kCutLanes, here += kCutLanes) {
+      const Doubles mass = w - eight(weight + i), sum = v - eight(value + i);
+      const Doubles distance = (s - eight(square + i)) - sum * sum / mass;
+      const Doubles cost = eight(previous + i) + ((none < distance) & (mass > none) ? distance : none);
+      const auto better = (cost < least) & (here <= none + last);
+      least = better ? cost : least;
+      at = better ? here : at;
+    }
+    const Doubles found = least_of_lanes(least), place = least_of_lanes(least == found ? at : never);
+    *best = found[0];
+    return static_cast<int>(place[0]);
   }
 };
 

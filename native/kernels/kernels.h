@@ -181,7 +181,15 @@ struct Kernels {
                        std::size_t b_stride, int k, float* c, std::size_t c_stride, int m, int n);
   // index[r] = how many of the `count` middles lie below x[r], r < 16.
   void (*nearest)(const float* x, const float* middles, int count, std::uint8_t* index);
+  // The first i of first .. last (at least one) with the least previous[i] + cost, and that in *best. The
+  // cost is the weighted squared distance to their mean of the values from edge i to edge j, out of the sums
+  // of weights w, of w * v and of w * v^2 at the edges; it is 0 without weight. Reads kCutLanes beyond
+  // `last`.
+  int (*cheapest_cut)(const double* previous, const double* weight, const double* value, const double* square,
+                      int first, int last, int j, double* best);
 };
+
+inline constexpr int kCutLanes = 8;
 
 // Bytes of scratch that one thread needs for matmuls over K columns: 64 unpacked rows and their table scales.
 inline std::size_t matmul_scratch(int cols) { return static_cast<std::size_t>(65) * cols + 64; }

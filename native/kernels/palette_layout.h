@@ -11,6 +11,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
+
+#include "kernels/kernels.h"
 
 namespace pomona {
 
@@ -49,6 +52,40 @@ inline void set_palette_index(int bits, std::uint8_t* group, int r, int k, int i
     const std::size_t next = next_byte(place.byte);
     group[next] = static_cast<std::uint8_t>(group[next] | value >> 8);
   }
+}
+
+// The indices of whole lines, the columns [k0, k1): codes [16][stride], where k0 has its first.
+inline void pack_palette_indices(int bits, const std::uint8_t* codes, std::size_t stride, int k0, int k1,
+                                 std::uint8_t* group) {
+  std::uint8_t* line = group + static_cast<std::size_t>(k0) * 2 * bits;
+  if (bits == 3) {
+    for (int k = 0; k < k1 - k0; k += 32, line += 192)
+      for (int p = 0; p < kGroupRows / 2; ++p) {
+        std::uint64_t words[3] = {};
+        for (int i = 0; i < 8; ++i) {
+          std::uint64_t step = 0; // 24 bits
+          for (int r = 0; r < 2; ++r)
+            for (int j = 0; j < 4; ++j)
+              step |= std::uint64_t{codes[(2 * p + r) * stride + k + 4 * i + j]} << (3 * (4 * r + j));
+          const int bit = 24 * i;
+          words[bit / 64] |= step << (bit % 64);
+          if (bit % 64 > 40) words[bit / 64 + 1] |= step >> (64 - bit % 64);
+        }
+        for (int w = 0; w < 3; ++w) std::memcpy(line + 64 * w + 8 * p, &words[w], 8);
+      }
+    return;
+  }
+  const int columns = 32 / bits; // of a line
+  for (int k = 0; k < k1 - k0; k += columns, line += 64)
+    for (int r = 0; r < kGroupRows; ++r) {
+      std::uint32_t lane = 0; // four columns side by side in its bytes
+      for (int i = 0; i < columns / 4; ++i) {
+        std::uint32_t step;
+        std::memcpy(&step, codes + r * stride + k + 4 * i, 4);
+        lane |= step << (bits * i);
+      }
+      std::memcpy(line + 4 * r, &lane, 4);
+    }
 }
 
 } // namespace pomona

@@ -559,6 +559,7 @@ struct VectorKernels {
     k.argmax = argmax;
     k.multiply_add = DenseKernels<V>::multiply_add;
     k.nearest = DenseKernels<V>::nearest;
+    k.cheapest_cut = DenseKernels<V>::cheapest_cut;
     return k;
   }
 };

@@ -17,7 +17,15 @@ class Sampling:
         min_p: float = 0.0,
         repetition_penalty: float = 1.0,
         seed: int = 0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        answer_start: int = 0,
+        bias: Sequence[tuple[int, float]] = (),
     ) -> None: ...
+
+class Logprobs:
+    def __init__(self, top: int) -> None: ...
+    def entries(self) -> list[tuple[float, list[tuple[int, float]]]]: ...
 
 class LateMask:
     def __init__(self, words: int) -> None: ...
@@ -35,6 +43,7 @@ class StepInput:
         mask: NDArray[np.int32] | None = None,
         drafts: Sequence[int] = (),
         late_mask: LateMask | None = None,
+        logprobs: Logprobs | None = None,
     ) -> None: ...
 
 class Adapter:

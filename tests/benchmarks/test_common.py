@@ -244,6 +244,7 @@ class TestRunAll:
             *(("decode", "--quick"), ("guided", "--quick"), ("run_all", "--quick")),
             *(("speculation", "--quick"), ("random_model", "--folder")),
             *(("quality", "--ablation"), ("palettize", "--whole")),
+            *(("serving", "--skip-peer"), ("soak", "--minutes")),
         ],
     )
     def test_every_program_explains_itself(self, module: str, option: str) -> None:

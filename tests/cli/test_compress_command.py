@@ -31,7 +31,15 @@ def compressed(fake_module: Callable[..., None]) -> list[dict[str, Any]]:
     """What the compressor was asked."""
     calls: list[dict[str, Any]] = []
 
-    def compress(source: Path, target: Path, *, progress: Callable[..., None], **options: Any) -> FakeReport:
+    def compress(
+        source: Path,
+        target: Path,
+        *,
+        progress: Callable[..., None],
+        notice: Callable[[str], None],
+        **options: Any,
+    ) -> FakeReport:
+        notice("about 24 minutes on 2 cores")
         progress("palettise", 1, 2)
         calls.append({"source": source, "target": target, **options})
         return FakeReport()
@@ -73,7 +81,7 @@ def test_the_result_lies_beside_the_source_in_the_cache(
     ):
         assert words in outcome.out
     assert outcome.out.endswith("Try: pomona run smol-4bit\n")
-    assert outcome.err == "palettise ...\n"
+    assert outcome.err == "about 24 minutes on 2 cores\npalettise ...\n"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from pomona import _native
-from pomona.compression import compress as module
+from pomona.compression import effort
 from pomona.compression.calibrate import calibration_text
 from pomona.compression.compress import compress
 from pomona.compression.moments import InputMoments, collect_moments
@@ -309,7 +309,7 @@ def test_a_width_that_the_tables_do_not_divide_takes_the_next_divisor(
 def test_a_large_model_gets_coarser_tables_by_default(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SMALL_MODEL", 1)
+    monkeypatch.setattr(effort, "LARGE", 1)
     compress(tiny_dir, tmp_path / "out", calibration="none", threads=1)
     with Checkpoint(tmp_path / "out") as checkpoint:
         assert checkpoint.tensors["model.layers.0.self_attn.q_proj.weight_tables"].shape == (8, 1, 16)
@@ -318,7 +318,7 @@ def test_a_large_model_gets_coarser_tables_by_default(
 def test_a_large_model_chooses_by_drafts_and_packs_in_earnest_only_what_it_chose(
     tiny_dir: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "SMALL_MODEL", 1)
+    monkeypatch.setattr(effort, "LARGE", 1)
     work: dict[str, int] = {}
 
     def progress(label: str, done: int, total: int) -> None:

@@ -106,6 +106,7 @@ def test_a_replaced_module_is_the_only_one_that_changes(tiny_dir: Path, tmp_path
 
 def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: Path) -> None:
     modules = dict.fromkeys(list(ModelConfig.from_directory(tiny_dir).linear_shapes())[:3], 2)
+    plain = Engine.load(tiny_dir, threads=1)
     asked: list[str] = []
 
     def packed(module: str, bits: int) -> Mapping[str, NDArray[Any]]:
@@ -116,20 +117,19 @@ def test_every_module_is_measured_alone_and_only_once(tiny_dir: Path, tmp_path: 
 
     work = WorkFolder(tmp_path / "work", {"n": 1})
     with pytest.raises(KeyboardInterrupt):
-        measure(tiny_dir, packed, modules, WINDOWS, work, threads=1)
-    found = measure(tiny_dir, packed, modules, WINDOWS, WorkFolder(tmp_path / "work", {"n": 1}), threads=1)
+        measure(plain, packed, modules, WINDOWS, work)
+    found = measure(plain, packed, modules, WINDOWS, WorkFolder(tmp_path / "work", {"n": 1}))
     assert asked == [*modules, [*modules][2]]
     fresh = measure(
-        tiny_dir,
+        plain,
         lambda module, bits: packed_module(tiny_dir, module, bits),
         modules,
         WINDOWS,
         WorkFolder(tmp_path / "other", {"n": 1}),
-        threads=1,
     )
     assert found == fresh
     assert all(kl > 0 for kl in found.values())
-    again = measure(tiny_dir, packed, dict.fromkeys(modules, 3), WINDOWS, work, threads=1)
+    again = measure(plain, packed, dict.fromkeys(modules, 3), WINDOWS, work)
     assert len(asked) == 7  # another width is another measurement
     assert all(again[module] < found[module] for module in modules)
 
@@ -138,17 +138,61 @@ def test_layers_head_and_embedding_are_measured_as_in_a_whole_run(tiny_dir: Path
     """What is kept between the layers changes nothing: each KL is that of the changed model run alone."""
     modules = dict.fromkeys(["model.embed_tokens", *ModelConfig.from_directory(tiny_dir).linear_shapes()], 3)
     found = measure(
-        tiny_dir,
+        Engine.load(tiny_dir, threads=2),
         lambda module, bits: packed_module(tiny_dir, module, bits),
         modules,
         WINDOWS,
         WorkFolder(tmp_path / "work", {}),
-        threads=2,
     )
     reference = Reference.of(Engine.load(tiny_dir, threads=1), WINDOWS)
     for module in modules:
         replaced = {module: packed_module(tiny_dir, module, 3)}
         assert found[module] == reference.kl(Engine.load(tiny_dir, threads=1, replaced=replaced))
+
+
+def test_modules_of_one_kind_in_neighbouring_layers_share_a_measurement(
+    tiny_dir: Path, tmp_path: Path
+) -> None:
+    """Each has an equal part of the loss of all; other widths, other kinds and the embedding stay apart."""
+    names = ["model.embed_tokens", *ModelConfig.from_directory(tiny_dir).linear_shapes()]
+    modules = {name: 4 if name.endswith("up_proj") and ".0." in name else 3 for name in names}
+    forms = {name: packed_module(tiny_dir, name, bits) for name, bits in modules.items()}
+    plain, labels = Engine.load(tiny_dir, threads=1), []
+    found = measure(
+        plain,
+        lambda module, bits: forms[module],
+        modules,
+        WINDOWS,
+        WorkFolder(tmp_path / "work", {}),
+        layers_together=2,
+        progress=lambda label, done, total: labels.append((done, total)),
+    )
+    reference = Reference.of(plain, WINDOWS)
+
+    def alone(*group: str) -> float:
+        changed = plain.changed({name: forms[name] for name in group}, 256)
+        return reference.kl(changed)
+
+    assert labels[-1] == (15, 15) and len(labels) == 6 + 2 + 1 + 1  # a call more when all is done
+    for name in names:
+        pair = [name.replace(".0.", ".1."), name.replace(".1.", ".0.")]
+        if "up_proj" in name or name == "model.embed_tokens":
+            assert found[name] == alone(name)
+        else:
+            assert found[name] == alone(*sorted(pair)) / 2
+
+
+def test_a_changed_engine_reads_the_weights_where_they_are_mapped(tiny_dir: Path) -> None:
+    """Nothing else changes, and its memory is only what was replaced."""
+    plain = Engine.load(tiny_dir, threads=1)
+    before = plain.logits(WINDOWS[0])
+    module = "model.layers.1.mlp.down_proj"
+    form = packed_module(tiny_dir, module, 2)
+    changed = plain.changed({module: form}, 256)
+    assert changed._checkpoint is plain._checkpoint
+    loaded = Engine.load(tiny_dir, threads=1, replaced={module: form})
+    np.testing.assert_array_equal(changed.logits(WINDOWS[0]), loaded.logits(WINDOWS[0]))
+    np.testing.assert_array_equal(plain.logits(WINDOWS[0]), before)
 
 
 def test_at_other_widths_the_loss_goes_with_the_square_of_the_error(tiny_dir: Path, tmp_path: Path) -> None:

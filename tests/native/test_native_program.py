@@ -46,7 +46,7 @@ def programs() -> Path:
     return BUILD / "native" / "tests"
 
 
-@pytest.mark.parametrize("part", ["products", "kernels", "engine", "threads"])
+@pytest.mark.parametrize("part", ["products", "kernels", "engine", "threads", "compensate", "kmeans"])
 def test_native_tests_pass(programs: Path, part: str) -> None:
     done = _run(programs / "native_tests", f"--source-file=*{part}_test.cpp")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -319,3 +319,55 @@ def test_no_logits_are_refused(temperature: float) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("refused: ")
+
+
+# --- penalties of the answer, and the bias
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(-2.0, 2.0), st.floats(-2.0, 2.0), st.integers(0, 60))
+@settings(max_examples=100, deadline=None)
+def test_penalties_count_the_tokens_of_the_answer_alone(
+    seed: int, presence: float, frequency: float, start: int
+) -> None:
+    """logit - presence * [it was said] - frequency * times, of what stands from answer_start on."""
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal(50).astype(np.float32)
+    history = rng.integers(0, 50, 60).astype(np.int32)
+    counts = np.bincount(history[start:], minlength=50)
+    expected = logits - presence * (counts > 0) - frequency * counts
+    sampling = _native.Sampling(presence_penalty=presence, frequency_penalty=frequency, answer_start=start)
+    token = _native.sample(logits, sampling, history, 60)
+    assert expected[token] >= expected.max() - 1e-4
+
+
+@given(st.integers(0, 2**32 - 1))
+@settings(max_examples=50, deadline=None)
+def test_a_bias_is_added_after_the_penalties(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal(50).astype(np.float32)
+    history = rng.integers(0, 50, 60).astype(np.int32)
+    bias = [
+        (int(token), float(value))
+        for token, value in zip(rng.permutation(50)[:5], rng.normal(size=5) * 3, strict=True)
+    ]
+    penalized = logits.copy()
+    seen = np.unique(history)
+    penalized[seen] = np.where(logits[seen] > 0, logits[seen] / 1.3, logits[seen] * 1.3)
+    for token, value in bias:
+        penalized[token] += value
+    token = _native.sample(logits, _native.Sampling(repetition_penalty=1.3, bias=bias), history, 60)
+    assert penalized[token] >= penalized.max() - 1e-4
+
+
+def test_a_bias_bans_and_forces_draws() -> None:
+    logits = np.zeros(8, np.float32)
+    banned = _native.Sampling(temperature=1.0, seed=3, bias=[(n, -1000.0) for n in range(6)])
+    assert {_native.sample(logits, banned, NO_HISTORY, p) for p in range(200)} == {6, 7}
+    forced = _native.Sampling(temperature=1.0, seed=3, bias=[(4, 1000.0)])
+    assert {_native.sample(logits, forced, NO_HISTORY, p) for p in range(50)} == {4}
+
+
+@pytest.mark.parametrize("token", [-1, 8])
+def test_a_bias_of_a_token_that_there_is_not_is_refused(token: int) -> None:
+    with pytest.raises(ValueError, match="outside the vocabulary"):
+        _native.sample(np.zeros(8, np.float32), _native.Sampling(bias=[(token, 1.0)]), NO_HISTORY, 0)

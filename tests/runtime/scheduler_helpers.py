@@ -53,7 +53,7 @@ class Evens:
 
     cut = False
 
-    def begin(self, max_new_tokens: int) -> list[int]:
+    def begin(self, max_new_tokens: int, *, force: bool = True) -> list[int]:
         return []
 
     def advance(self, token: int) -> list[int]:

@@ -84,7 +84,8 @@ def test_a_conversation(server: OpenAIServer, model: RemoteModel) -> None:
     assert (reply.content, reply.finish_reason) == ("Hello.", "stop")
     assert (reply.usage.prompt_tokens, reply.usage.new_tokens, reply.usage.reused_tokens) == (12, 5, 8)
     assert 0 < reply.usage.first_token_seconds <= reply.usage.seconds
-    session.respond("How are you?", sampling=Sampling(temperature=0.5, top_p=0.9, seed=4))
+    changed = Sampling(temperature=0.5, top_p=0.9, seed=4, presence_penalty=0.5, logit_bias=((7, -1.0),))
+    session.respond("How are you?", sampling=changed)
     first, second = server.seen
     assert first.path == "/v1/chat/completions"
     assert first.headers["Authorization"] == f"Bearer {KEY}"
@@ -99,6 +100,8 @@ def test_a_conversation(server: OpenAIServer, model: RemoteModel) -> None:
         {"role": "user", "content": "How are you?"},
     ]
     assert (second.body["temperature"], second.body["top_p"], second.body["seed"]) == (0.5, 0.9, 4)
+    assert (second.body["presence_penalty"], second.body["logit_bias"]) == (0.5, {"7": -1.0})
+    assert "frequency_penalty" not in second.body
 
 
 def test_an_adapter_is_a_model_of_the_server(server: OpenAIServer, model: RemoteModel) -> None:

@@ -49,19 +49,19 @@ def export(model: Path, name: str, target: Path, *, overwrite: bool = False) -> 
     target = target.expanduser()
     if not target.name.endswith((*TAR_ENDINGS, ZIP_ENDING)):
         with ModelDirectoryWriter(target, overwrite=overwrite, mark=CONFIG_FILE) as writer:
-            _fill(writer.path, model, directory, mark)
+            write_directory(writer.path, model, directory, mark)
         return writer.target
     if os.path.lexists(target) and (not overwrite or not target.is_file()):
         raise PomonaError(f"{target}: already exists; choose another name, or ask to overwrite it")
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work) / name
         folder.mkdir()
-        _fill(folder, model, directory, mark)
+        write_directory(folder, model, directory, mark)
         _write_archive(folder, target)
     return target
 
 
-def _fill(folder: Path, model: Path, directory: Path, mark: str) -> None:
+def write_directory(folder: Path, model: Path, directory: Path, mark: str) -> None:
     """The files of the export in an empty folder."""
     config = read_small_json(directory / CONFIG_FILE)
     origin = config.get("base_model_name_or_path")

@@ -185,6 +185,7 @@ def compress(
             work=work,
             threads=threads,
             progress=progress.update,
+            notice=lambda text: typer.echo(text, err=True),
             overwrite=overwrite,
         )
     if as_json:

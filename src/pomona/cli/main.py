@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
     "adapt": ("pomona.cli.adapt", "Teach a model a task by examples, as an adapter."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
+    "serve": ("pomona.cli.serve", "Serve a model over OpenAI's HTTP interface, with pages to use it."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),
     "recipe": ("pomona.cli.recipe", "Write the training rows of a task."),
     "data": ("pomona.cli.data", "Pre-training data: filter, de-duplicate, tokenize and pack documents."),
@@ -44,6 +45,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "adapters": (
         "pomona.cli.adapters",
         "List, add, remove, show, verify, export or rebase the adapters of a model.",
+    ),
+    "export": (
+        "pomona.cli.export",
+        "Write a model and its adapters for other engines: 16 bit, PEFT directories, vLLM.",
     ),
     "eval": (
         "pomona.cli.eval",

@@ -6,6 +6,7 @@ part is held out: what is fitted to the rest can be judged on it.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,27 @@ def calibration_text(
     if text == "self":
         return _own_answers(engine, tokenizer, tokens, progress)
     return _from_file(engine, tokenizer, Path(text), tokens)
+
+
+def first_tokens(windows: Windows, tokens: int) -> Windows:
+    """The first windows, so many that they have about `tokens` tokens; at least one."""
+    total, kept = 0, 0
+    while kept < len(windows) and total < tokens:
+        total += len(windows[kept])
+        kept += 1
+    return windows[:kept]
+
+
+def content_stamp(calibration: str) -> str:
+    """What tells one calibration text from another: "self", "none", or the hash of a file."""
+    if calibration in ("self", "none"):
+        return calibration
+    try:
+        return hashlib.sha256(Path(calibration).read_bytes()).hexdigest()
+    except OSError as error:
+        raise PomonaError(
+            f"{calibration}: cannot be read as UTF-8 text ({error}); give a plain text file"
+        ) from error
 
 
 def _own_answers(

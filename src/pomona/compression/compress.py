@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,8 +20,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from pomona.compression.budget import Budget, BudgetError, choose
-from pomona.compression.calibrate import CalibrationText, calibration_text
+from pomona.compression.calibrate import CalibrationText, calibration_text, content_stamp, first_tokens
 from pomona.compression.constraints import read_constraints
+from pomona.compression.effort import Effort, announcement, estimate_seconds
 from pomona.compression.moments import HEAD, InputMoments, stream_moments
 from pomona.compression.options import Allocation, CompressOptions
 from pomona.compression.packed_modules import PackedModules
@@ -36,7 +37,7 @@ from pomona.compression.packing import (
 )
 from pomona.compression.palettize import Method
 from pomona.compression.report import REPORT_FILE, ChoiceReport, CompressionReport, ModuleReport, TensorReport
-from pomona.compression.sensitivity import MEASURED_BITS, TOKENS, Reference, measure
+from pomona.compression.sensitivity import MEASURED_BITS, Reference, measure
 from pomona.compression.work import WorkFolder
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -61,13 +62,6 @@ from pomona.models.safetensors_file import Checkpoint, SafetensorsWriter, aligne
 from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.engine import Engine
 
-# Input columns of a table by default. The report shares tables along whole rows; small models need finer
-# ones: SmolLM2-135M loses 28% perplexity at 192 columns and 17% at 64, for 0.09 bits per weight.
-FINE_COLUMNS, COARSE_COLUMNS, SMALL_MODEL = 64, 256, 1_000_000_000
-# From a billion parameters on: tokens of calibration, and of measuring sensitivity; a mix is then chosen by
-# drafts (packed_modules.py).
-LARGE_MODEL_TOKENS, LARGE_MODEL_MEASURED = 4_096, 256
-
 
 def compress(
     source: Path | str,
@@ -85,6 +79,7 @@ def compress(
     work: Path | str | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
+    notice: Callable[[str], None] | None = None,
     overwrite: bool = False,
 ) -> CompressionReport:
     """Writes the compressed model directory `target`, whole or not at all, and gives the report of it.
@@ -92,8 +87,9 @@ def compress(
     The budget and how it is met: see CompressOptions. method: compensated, or kmeans where there is no
     calibration; allocation: kl, or error where there is none. work: the folder of finished steps (default:
     TARGET.work); removed at the end, kept by an interruption and taken up by the next run with the same
-    source and options. The same input gives the same bytes, whatever `threads`. Raises PomonaError: unusable
-    source, unreadable calibration text, budget out of reach, target exists, disk full.
+    source and options. The same input gives the same bytes, whatever `threads`. notice: is told beforehand
+    about how long it will take, if that is minutes. Raises PomonaError: unusable source, unreadable
+    calibration text, budget out of reach, target exists, disk full.
     """
     blind = calibration == "none"
     options = CompressOptions(
@@ -117,6 +113,9 @@ def compress(
     job = _Job(source, config, options, threads, progress)
     plans = plan_weights(config, job.table_columns, job.fixed_bits(options.uniform_bits or 4))
     need = sum(plan.nbytes for plan in plans)
+    long = announcement(estimate_seconds(config, options, job.effort, threads), threads)
+    if notice is not None and long is not None:
+        notice(long)
     with (
         ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer,
         job.opened(Path(work) if work is not None else target.with_name(f"{target.name}.work")),
@@ -153,11 +152,8 @@ class _Job:
     ) -> None:
         self.source, self.config, self.options = source, config, options
         self.threads, self.progress = threads, progress
-        small = config.non_embedding_parameters < SMALL_MODEL
-        self.table_columns = options.table_columns or (FINE_COLUMNS if small else COARSE_COLUMNS)
-        self.calibration_tokens = None if small else LARGE_MODEL_TOKENS
-        self.measured_tokens = TOKENS if small else LARGE_MODEL_MEASURED
-        self.drafts = not small and options.uniform_bits is None and options.method == "compensated"
+        self.effort = Effort.of(config, options)
+        self.table_columns, self.drafts = self.effort.table_columns, self.effort.drafts
         self.shapes = {  # of all that can be packed
             plan.module: (plan.shape[0], plan.shape[1])
             for plan in plan_weights(config, self.table_columns, dict.fromkeys(config.linear_shapes(), 4))
@@ -200,10 +196,10 @@ class _Job:
     def opened(self, folder: Path) -> Iterator[None]:
         with Checkpoint(self.source) as self.checkpoint:
             key = {
-                "version": 1,
+                "version": 2,
                 "source": fingerprint(self.checkpoint),
                 "options": {**asdict(self.options), "bits": None, "size": None, "max_kl": None},
-                "text": _stamp(self.options.calibration),
+                "text": content_stamp(self.options.calibration),
                 "mixed": self.options.uniform_bits is None,
                 "uniform": self.options.uniform_bits,
                 "pins": self.pins,
@@ -236,7 +232,8 @@ class _Job:
             self.text = CalibrationText.from_json(stored, str(self.work.path / "calibration.json"))
             return
         text = "self" if self.options.calibration == "self" else Path(self.options.calibration)
-        more = {} if self.calibration_tokens is None else {"tokens": self.calibration_tokens}
+        limit = self.effort.calibration_tokens
+        more = {} if limit is None else {"tokens": limit}
         self.text = calibration_text(
             self._engine(), Tokenizer.from_directory(self.source), text, progress=self.progress, **more
         )
@@ -256,13 +253,13 @@ class _Job:
         if self.options.needs_sensitivity:
             assert self.text is not None  # the options see to it
             self.kl = measure(
-                self.source,
+                self._engine(),
                 lambda module, bits: self.packed.parts(module, bits, self.drafts)[0],
                 {module: self.measured_bits(module) for module in self.shapes},
                 self.text.held_out or self.text.windows,
                 self.work,
-                threads=self.threads,
-                tokens=self.measured_tokens,
+                tokens=self.effort.measured_tokens,
+                layers_together=self.effort.layers_together,
                 progress=self.progress,
             )
         if self.options.uniform_bits is not None:
@@ -321,7 +318,7 @@ class _Job:
         measured = None
         if self.options.needs_sensitivity and self.text is not None:
             windows = self.text.held_out or self.text.windows
-            reference = Reference.of(self._engine(), windows, self.measured_tokens)
+            reference = Reference.of(self._engine(), windows, self.effort.measured_tokens)
             measured = reference.kl(Engine.load(directory, threads=self.threads, huge_pages=False))
         description = describe(directory)
         return CompressionReport(
@@ -342,7 +339,7 @@ class _Job:
         )
 
     def _engine(self) -> Engine:
-        return Engine.load(self.source, threads=self.threads, huge_pages=False)
+        return Engine.load(self.source, threads=self.threads, huge_pages=False, checkpoint=self.checkpoint)
 
     def _input(self, module: str) -> str | None:
         """Under which name the moments of its input are known. An embedding that is no head reads none."""
@@ -363,17 +360,21 @@ class _Job:
         total = sum(map(len, widths.values()))
         done = total - sum(map(len, wanted.values()))
         label = "draft" if draft else "palettise"
-        full = self.options.method == "compensated" and not draft
-        for moments in self._moments([name for name in by_input if name is not None], full):
+        for moments in self._moments([name for name in by_input if name is not None], draft):
             for name, found_moments in [*moments.items(), (None, None)]:
                 for module in by_input.pop(name, ()):
-                    measured = self.measured_bits(module)
-                    for width in sorted(wanted[module], key=lambda w: w != measured):  # that one first
-                        if draft and width != measured:
-                            self.packed.estimate(module, width, measured, found_moments)
-                        else:
-                            self.packed.add(module, width, found_moments, draft)
+                    whole, sampled = wanted[module], []
+                    if draft:
+                        measured = self.measured_bits(module)
+                        sampled = [width for width in whole if width != measured]
+                        whole = [width for width in whole if width == measured]
+                    for width in whole:
+                        self.packed.add(module, width, found_moments, draft)
                         done += 1
+                        self._tell(label, done, total)
+                    if sampled:
+                        self.packed.estimate(module, sampled, self.measured_bits(module), found_moments)
+                        done += len(sampled)
                         self._tell(label, done, total)
 
     def _is_done(self, module: str, width: int, draft: bool) -> bool:
@@ -381,28 +382,16 @@ class _Job:
             return self.packed.knows(module, width, draft)
         return self.packed.has(module, width, draft)
 
-    def _moments(self, modules: Sequence[str], full: bool) -> Iterator[Mapping[str, InputMoments | None]]:
+    def _moments(self, modules: Sequence[str], draft: bool) -> Iterator[Mapping[str, InputMoments | None]]:
         if self.text is None or not modules:
             yield dict.fromkeys(modules)
             return
-        yield from stream_moments(
-            self._engine(), self.text.windows, full=full, modules=modules, progress=self.progress
-        )
+        windows = self.text.windows
+        if draft and self.effort.draft_tokens is not None:
+            windows = first_tokens(windows, self.effort.draft_tokens)
+        full = self.options.method == "compensated" and not draft
+        yield from stream_moments(self._engine(), windows, full=full, modules=modules, progress=self.progress)
 
     def _tell(self, label: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(label, done, total)
-
-
-def _stamp(calibration: str) -> Any:
-    """What tells one calibration text from another: its content."""
-    import hashlib
-
-    if calibration in ("self", "none"):
-        return calibration
-    try:
-        return hashlib.sha256(Path(calibration).read_bytes()).hexdigest()
-    except OSError as error:
-        raise PomonaError(
-            f"{calibration}: cannot be read as UTF-8 text ({error}); give a plain text file"
-        ) from error

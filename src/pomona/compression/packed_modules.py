@@ -60,18 +60,25 @@ class PackedModules:
         self.work.write_arrays(name, arrays)
         self.work.write_json(ERRORS, self._errors() | {name: packed.relative_error})
 
-    def estimate(self, module: str, bits: int, measured_bits: int, moments: InputMoments | None) -> None:
-        """Notes the error that a draft would have, by how that of some rows compares with `measured_bits`, at
+    def estimate(
+        self, module: str, widths: Iterable[int], measured_bits: int, moments: InputMoments | None
+    ) -> None:
+        """Notes the errors that drafts would have, by how those of some rows compare with `measured_bits`, at
         which the draft is there."""
         rows = _sample(self.shapes[module][0])
         method: Method = "kmeans" if moments is None else DRAFT_METHOD
-        here, there = (
-            pack(self.checkpoint, self.plan(module, b), moments, method, self.threads, rows).relative_error
-            for b in (bits, measured_bits)
-        )
-        whole = self.error(module, measured_bits, draft=True)
-        error = whole * here / there if there > 0.0 else here
-        self.work.write_json(ERRORS, self._errors() | {_file(module, bits, True): error})
+
+        def of_sample(bits: int) -> float:
+            plan = self.plan(module, bits)
+            return pack(self.checkpoint, plan, moments, method, self.threads, rows).relative_error
+
+        whole, there = self.error(module, measured_bits, draft=True), of_sample(measured_bits)
+        errors = {bits: of_sample(bits) for bits in widths}
+        known = {
+            _file(module, bits, draft=True): whole * here / there if there > 0.0 else here
+            for bits, here in errors.items()
+        }
+        self.work.write_json(ERRORS, self._errors() | known)
 
     def knows(self, module: str, bits: int, draft: bool) -> bool:
         """Whether its error is known."""

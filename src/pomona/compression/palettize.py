@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -32,16 +34,20 @@ ROUNDS = 1
 SWEEPS = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Palettized:
-    """parts: indices, tables, table_scales, row_scales, as models/palettized.py has them.
-
-    relative_error: sqrt(tr((W - Q) H (W - Q)^T) / tr(W H W^T)) with the full second moment H where there is
-    one, else its diagonal, else the identity; 0 for a matrix of zeros.
-    """
+    """parts: indices, tables, table_scales, row_scales, as models/palettized.py has them."""
 
     parts: dict[str, NDArray[Any]]
-    relative_error: float
+    _energies: Callable[[], tuple[float, float]] = field(repr=False)  # of the error and of the weights
+
+    @cached_property
+    def relative_error(self) -> float:
+        """sqrt(tr((W - Q) H (W - Q)^T) / tr(W H W^T)) with the full second moment H where there is one, else
+        its diagonal, else the identity; 0 for a matrix of zeros. Measured when it is first asked for, unless
+        the solver knows it: that can take as long as k-means does."""
+        error, norm = self._energies()
+        return math.sqrt(max(error, 0.0) / norm) if norm > 0 else 0.0
 
 
 def palettize(
@@ -79,12 +85,11 @@ def palettize(
     parts: dict[str, NDArray[Any]] = raw
     for name in ("table_scales", "row_scales"):
         parts[name] = parts[name].view(np.float16)
-    if method != "compensated" and moments is not None:
-        unpacked = unpack_palette(
-            parts["indices"], parts["tables"], parts["table_scales"], parts["row_scales"]
-        )
-        error, norm = _energy(unpacked - weight_NK, moments), _energy(weight_NK, moments)
-    return Palettized(parts, math.sqrt(max(error, 0.0) / norm) if norm > 0 else 0.0)
+    # What the solver minimised is the error that is asked for, but for k-means under moments that it does not
+    # look at, or only at their diagonal.
+    if moments is None or method == "compensated" or (method == "weighted" and moments.full is None):
+        return Palettized(parts, lambda: (error, norm))
+    return Palettized(parts, lambda: _measured(weight_NK, parts, moments))
 
 
 def _compensate(
@@ -115,6 +120,13 @@ def _check(moments: InputMoments, weight_NK: NDArray[np.float32]) -> None:
         raise PomonaError(f"moments of {moments.columns} columns for a matrix of {columns}")
     if not np.isfinite(moments.diagonal).all() or (moments.diagonal < 0).any():
         raise PomonaError("moments that are negative or not finite; the calibration is damaged")
+
+
+def _measured(
+    weight_NK: NDArray[np.float32], parts: dict[str, NDArray[Any]], moments: InputMoments
+) -> tuple[float, float]:
+    unpacked = unpack_palette(parts["indices"], parts["tables"], parts["table_scales"], parts["row_scales"])
+    return _energy(unpacked - weight_NK, moments), _energy(weight_NK, moments)
 
 
 def _energy(matrix_NK: NDArray[np.float32], moments: InputMoments) -> float:

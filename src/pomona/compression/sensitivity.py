@@ -7,14 +7,16 @@ others the KL is predicted from the module's relative error e, to whose square i
 it is small:  KL(bits) = KL(measured) * e(bits)^2 / e(measured)^2. Losses of several modules add up nearly
 (the report of a compression has the sum beside the measured whole).
 
-The modules are taken layer by layer, and what enters a layer is kept: nothing below it is computed again.
+The modules are taken layer by layer, and what enters a layer is kept: nothing below it is computed again. In
+a large model the modules of one kind in a few neighbouring layers are packed together and have equal parts in
+the loss: in SmolLM2-135M a mix of 3.5 bits out of groups of four layers loses 4% more than one out of single
+modules, and parts that go with the squared errors would lose 19% more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -66,44 +68,59 @@ class Reference:
 
 
 def measure(
-    source: Path,
+    plain: Engine,
     packed: Callable[[str, int], Packed],
     modules: Mapping[str, int],
     windows: Sequence[Sequence[int]],
     work: WorkFolder,
     *,
-    threads: int,
     tokens: int = TOKENS,
+    layers_together: int = 1,
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Module -> KL when it alone is what `packed` gives for it and the bits that `modules` says.
 
-    modules: projections, model.embed_tokens (and with it the head, where they are tied), lm_head. What `work`
-    holds of an earlier run is not measured again.
+    plain: the 16-bit model. modules: projections, model.embed_tokens (and with it the head, where they are
+    tied), lm_head. layers_together: so many layers share the measurements, one for each kind of module. What
+    `work` holds of an earlier run is not measured again.
     """
     found: dict[str, float] = work.read_json(FILE) or {}
     keys = {module: f"{module}.{bits}" for module, bits in modules.items()}
-    missing = [module for module, key in keys.items() if key not in found]
+    missing = [
+        group for group in _groups(modules, layers_together) if any(keys[m] not in found for m in group)
+    ]
     if missing:
-        plain = Engine.load(source, threads=threads, huge_pages=False)
         reference = Reference.of(plain, windows, tokens)
         residuals = [np.zeros((len(w), plain.config.hidden_size), np.float32) for w in reference.windows]
         entered = 0  # the layer that the residuals enter
-        for number, module in enumerate(sorted(missing, key=lambda name: _layer(name, plain.config))):
+        left = sum(map(len, missing))
+        for group in sorted(missing, key=lambda group: _layer(group[0], plain.config)):
             if progress is not None:
-                progress("sensitivity", len(modules) - len(missing) + number, len(modules))
-            layer = _layer(module, plain.config)
+                progress("sensitivity", len(modules) - left, len(modules))
+            layer = _layer(group[0], plain.config)
             for window, residual in zip(reference.windows, residuals, strict=True):
                 for before in range(entered, layer):
                     plain.run_layers(window, before, before + 1, residual)
             entered = layer
-            replaced = {module: packed(module, modules[module])}
-            changed = Engine.load(source, threads=threads, huge_pages=False, replaced=replaced)
-            found[keys[module]] = max(reference.kl(changed, layer, residuals), 0.0)
+            changed = plain.changed({m: packed(m, modules[m]) for m in group}, WINDOW)
+            kl = max(reference.kl(changed, layer, residuals), 0.0) / len(group)
+            found |= {keys[module]: kl for module in group}
+            left -= len(group)
             work.write_json(FILE, found)
         if progress is not None:
             progress("sensitivity", len(modules), len(modules))
     return {module: found[key] for module, key in keys.items()}
+
+
+def _groups(modules: Mapping[str, int], layers_together: int) -> list[list[str]]:
+    """Modules that are measured together: of one kind, in layers side by side, at one width."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for module, bits in modules.items():
+        parts = module.split(".")
+        in_layer = len(parts) > 2
+        key = (int(parts[2]) // layers_together, parts[-1], bits) if in_layer else (module,)
+        groups.setdefault(key, []).append(module)
+    return list(groups.values())
 
 
 def predict(kl: float, measured_error: float, error: float) -> float:

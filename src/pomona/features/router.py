@@ -216,7 +216,7 @@ def _listed(value: Any) -> Any:
 
 def _yaml(path: Path, text: str) -> Any:
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError as error:
         raise PomonaError("YAML needs PyYAML; install it, or write the policy as JSON") from error
     try:

@@ -43,19 +43,28 @@ def export_hf(
     Raises PomonaError: source is no sound model directory, target exists, disk full.
     """
     source = Path(source)
-    raw = read_json_object(source / CONFIG_FILE)
-    config = ModelConfig.from_hf(raw, str(source / CONFIG_FILE))
     if (source / "adapters" / "recovery").exists():
         raise PomonaError(
-            f"{source}: has a recovery adapter, which export cannot merge; "
-            "move adapters/recovery away to export the base without it"
+            f"{source}: has a recovery adapter, which export cannot merge; use `pomona export`, which writes "
+            "the adapters beside the model, or move adapters/recovery away to export the base without it"
         )
+    with ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=plain_bytes(source)) as writer:
+        write_plain(source, writer.path, progress=progress)
+    return writer.target
+
+
+def plain_bytes(source: Path) -> int:
+    """Bytes of all weights of the model directory in bf16. PomonaError: no sound config.json."""
+    config = ModelConfig.from_directory(source)
+    return 2 * sum(math.prod(shape) for shape in config.tensor_shapes().values())
+
+
+def write_plain(source: Path, folder: Path, *, progress: Progress | None = None) -> None:
+    """Write the files of the plain bf16 model into `folder`, which exists. Errors as export_hf."""
+    raw = read_json_object(source / CONFIG_FILE)
+    config = ModelConfig.from_hf(raw, str(source / CONFIG_FILE))
     shapes = config.tensor_shapes()
-    need = 2 * sum(math.prod(shape) for shape in shapes.values())
-    with (
-        ModelDirectoryWriter(target, overwrite=overwrite, need_bytes=need) as writer,
-        Checkpoint(source) as checkpoint,
-    ):
+    with Checkpoint(source) as checkpoint:
         pieces = _packed_reader(checkpoint, raw)
         if pieces is None:
             check_tensors(checkpoint, config)
@@ -63,17 +72,16 @@ def export_hf(
         def read(name: str) -> Iterator[NDArray[Any]]:
             yield checkpoint.array(name) if pieces is None else pieces(name, shapes[name])
 
-        write_json(writer.path / CONFIG_FILE, config.to_hf())
-        copy_files(source, writer.path, TOKENIZER_FILES + LICENCE_FILES + (PROVENANCE_FILE,))
+        write_json(folder / CONFIG_FILE, config.to_hf())
+        copy_files(source, folder, TOKENIZER_FILES + LICENCE_FILES + (PROVENANCE_FILE,))
         write_bf16_file(
-            writer.path / WEIGHTS_FILE,
+            folder / WEIGHTS_FILE,
             shapes,
             read,
             source=str(source),
             label="export weights",
             progress=progress,
         )
-    return writer.target
 
 
 def _packed_reader(

@@ -113,6 +113,14 @@ class Tokenizer:
         """Text of a token as it stands in the vocabulary, or None for an id that has no token."""
         return self.backend.id_to_token(index) if 0 <= index < 1 << 32 else None
 
+    def token_bytes(self, index: int) -> bytes:
+        """What a token stands for in a text, perhaps a part of a character. Empty for an unknown id."""
+        if (token := self.id_to_token(index)) is None:
+            return b""
+        if (piece_bytes := self._piece_bytes) is None:
+            return self.decode([index], skip_special_tokens=False).encode("utf-8", "replace")
+        return piece_bytes(token)
+
     def stream(self, *, skip_special_tokens: bool = True) -> StreamDecoder:
         """A decoder for one answer that arrives token by token."""
         hidden = self._special_ids if skip_special_tokens else frozenset()

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from pomona import _native
 from pomona.errors import PomonaError
 from pomona.runtime.adapters import AdapterCache, AdapterMemoryFullError, LoadedAdapter
 from pomona.runtime.engine import BATCH_TOKENS, Engine, Sequence
@@ -50,6 +51,7 @@ class Run:
         self.max_length = len(self.ids) + max_new_tokens
         self.guide = guide
         self.lookup: Lookup | None = None  # made when it is asked for first
+        self.logprobs: _native.Logprobs | None = None  # where steps leave them, if they are asked for
         self.ticket: Ticket
         self.lane: Lane
         self.adapter: LoadedAdapter | None = None

@@ -93,8 +93,11 @@ class Dialect:
                 messages.insert(0, _message("system", text))
         return messages, None
 
-    def guide(self, tools: Sequence[Tool], tool_choice: str, output: Output) -> Guide | None:
-        """What the answer must be: of the output's form, or calls that obey the tools' schemas, or either."""
+    def guide(
+        self, tools: Sequence[Tool], tool_choice: str, output: Output, *, max_calls: int = MAX_CALLS
+    ) -> Guide | None:
+        """What the answer must be: of the output's form, or calls that obey the tools' schemas (at most
+        `max_calls` of them), or either."""
         if not tools:
             return output.guide
         if tool_choice == "none":
@@ -108,7 +111,7 @@ class Dialect:
         one = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
         lead = tool_choice == "auto" and output.kind == "text"  # words may come before the calls
         words = f"\n{_WORDS}" if lead and self.name != "llama3" else ""
-        return Guide.lark(f"start: {answer}\n{self._calls(one, lead)}{words}")
+        return Guide.lark(f"start: {answer}\n{self._calls(one, lead, max_calls)}{words}")
 
     def _call_schema(self, tool: Tool) -> dict[str, Any]:
         return {
@@ -118,7 +121,7 @@ class Dialect:
             "additionalProperties": False,
         }
 
-    def _calls(self, one: dict[str, Any], lead: bool) -> str:
+    def _calls(self, one: dict[str, Any], lead: bool, max_calls: int) -> str:
         """lead: words, by the rule WORDS, may come before the first call."""
         one = _hoisted(one)
         if self.name == "llama3":
@@ -131,12 +134,12 @@ class Dialect:
             begin, rules = "lead", [f"lead[lazy]: WORDS {trigger}"]
         if self.name == "list":
             definitions = one.pop("$defs", None)
-            several: dict[str, Any] = {"type": "array", "items": one, "minItems": 1, "maxItems": MAX_CALLS}
+            several: dict[str, Any] = {"type": "array", "items": one, "minItems": 1, "maxItems": max_calls}
             if definitions:
                 several["$defs"] = definitions
             return "\n".join([f"calls: {begin} {_json(several, _SPACING)} {end}", *rules])
         rules.append(f'body: "\\n" {_json(one, _SPACING)} "\\n" {end}')
-        return "\n".join([f'calls: {begin} body ("\\n" {trigger} body){{0,{MAX_CALLS - 1}}}', *rules])
+        return "\n".join([f'calls: {begin} body ("\\n" {trigger} body){{0,{max_calls - 1}}}', *rules])
 
     def splitter(self, tools: Sequence[Tool], tool_choice: str) -> Splitter:
         """Reads one answer as it comes."""

@@ -108,6 +108,8 @@ class StepInput:
     drafts: a guess at what follows `tokens`, for `Engine.step_with_drafts`. mask: one bit per token that may
     come next, 32 to a word; None: all may. With drafts it has a row for every place: [1 + drafts, words], the
     first for the place after `tokens`. A LateMask need not be computed yet: sampling waits for it.
+    answer_start: how many tokens of the sequence are the prompt's; penalties count those after it. logprobs:
+    is filled with the log probabilities of the tokens that the step gives.
     """
 
     sequence: Sequence
@@ -115,6 +117,8 @@ class StepInput:
     sampling: Sampling = Sampling()
     mask: Mask | None = None
     drafts: Seq[int] = ()
+    answer_start: int = 0
+    logprobs: _native.Logprobs | None = None
 
 
 class Engine:
@@ -140,6 +144,7 @@ class Engine:
         prefix_cache: bool = False,
         kv_cache: KvPrecision = "bf16",
         replaced: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Engine:
         """Maps the weights of a model directory.
 
@@ -150,7 +155,8 @@ class Engine:
         same adapter version.
         kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
         replaced: module -> the parts of its packed weight by tensor name (palettized.py), which stand in for
-        what the directory holds of it; for measuring what a change would do.
+        what the directory holds of it; for measuring what a change would do. checkpoint: of this very
+        directory, if it is mapped already: a second mapping would count in memory once more.
         Raises PomonaError that names the file when anything does not fit.
         """
         directory = Path(directory)
@@ -159,7 +165,7 @@ class Engine:
         raw = read_json_object(directory / CONFIG_FILE)
         config = ModelConfig.from_hf(raw, str(directory / CONFIG_FILE))
         read_quantization_config(raw, str(directory / CONFIG_FILE))
-        checkpoint = Checkpoint(directory)
+        checkpoint = checkpoint or Checkpoint(directory)
         tensors = {
             name: (info.dtype, native_array(checkpoint.array(name)))
             for name, info in checkpoint.tensors.items()
@@ -187,6 +193,19 @@ class Engine:
         except ValueError as error:
             raise PomonaError(f"{directory}: {error}; pull or compress the model again") from error
         return cls(directory, config, native, checkpoint)
+
+    def changed(self, replaced: Mapping[str, Mapping[str, NDArray[Any]]], kv_tokens: int) -> Engine:
+        """Another engine over the same mapped weights, with modules `replaced` as in load(). What it takes of
+        memory is those modules and its cache."""
+        return Engine.load(
+            self.directory,
+            threads=self.threads,
+            isa=self.isa,
+            kv_tokens=kv_tokens,
+            huge_pages=False,
+            replaced=replaced,
+            checkpoint=self._checkpoint,
+        )
 
     @property
     def threads(self) -> int:
@@ -417,12 +436,12 @@ class Engine:
 
 def _native_input(i: StepInput, tokens: Seq[int], drafts: Seq[int] = ()) -> _native.StepInput:
     mask = i.mask
-    handle, sampling = i.sequence.handle, i.sampling.native()
+    handle, sampling = i.sequence.handle, i.sampling.native(i.answer_start)
     if isinstance(mask, _native.LateMask):
-        return _native.StepInput(handle, list(tokens), sampling, None, list(drafts), mask)
+        return _native.StepInput(handle, list(tokens), sampling, None, list(drafts), mask, i.logprobs)
     if mask is not None and mask.ndim == 2:  # a row for every place, those of the drafts last
         mask = np.ascontiguousarray(mask[: 1 + len(drafts)]).reshape(-1)
-    return _native.StepInput(handle, list(tokens), sampling, mask, list(drafts))
+    return _native.StepInput(handle, list(tokens), sampling, mask, list(drafts), None, i.logprobs)
 
 
 def _check_options(threads: int, isa: str, kv_tokens: int | None, kv_cache: str) -> None:

@@ -92,6 +92,7 @@ class _Steps:
         self._stop_ids = stop_ids
         self._guide = guide
         self._lookup = lookup
+        self._answer_start = 0
         self._tokens: Seq[int] = ()  # what the next step takes
         self._started = False
         self.accepted = 0  # drafts that the last step accepted
@@ -104,6 +105,7 @@ class _Steps:
         """The tokens that the answer must begin with, at most `left`. They go through with the prompt."""
         forced = [] if self._guide is None or left <= 0 else self._guide.begin(left)
         self._tokens = [*prompt_ids, *forced] if forced else prompt_ids
+        self._answer_start = self._sequence.length + len(prompt_ids)
         if forced and self._lookup is not None:
             self._lookup.extend(forced)
         return forced
@@ -119,7 +121,7 @@ class _Steps:
                 drafts, mask = self._guide.masks(drafts)
             if not drafts:
                 mask = self._guide.mask()
-        step = StepInput(self._sequence, self._tokens, self._sampling, mask, drafts)
+        step = StepInput(self._sequence, self._tokens, self._sampling, mask, drafts, self._answer_start)
         started = time.perf_counter()
         new = self._engine.step_with_drafts([step])[0] if drafts else self._engine.step([step])
         if self._started and self._lookup is not None:

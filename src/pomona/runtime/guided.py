@@ -122,6 +122,7 @@ class GuidedTokens:
             None if start.plan is None else list(start.plan)
         )  # tokens that complete the answer from here
         self._submit = submit
+        self._force = True
         self._left: int | None = None  # tokens that may still come; None: no limit
         self._watch = 0  # from how many left every token is checked against the plan
         self._unseen = 0  # tokens since the plan was looked up
@@ -142,9 +143,14 @@ class GuidedTokens:
         self._late.wait()
         return bool(self._matcher.is_accepting())
 
-    def begin(self, max_new_tokens: int) -> list[int]:
-        """Says how long the answer may be. Returns the tokens that it must begin with, perhaps none."""
+    def begin(self, max_new_tokens: int, *, force: bool = True) -> list[int]:
+        """Says how long the answer may be. Returns the tokens that it must begin with, perhaps none.
+
+        Without `force` every token is sampled, also where there is no choice: somebody wants to know how
+        likely it was.
+        """
         self._late.wait()
+        self._force = force
         self._left = max_new_tokens
         self._watch = 2 * len(self._plan or ()) + MARGIN_TOKENS
         return self._forced()
@@ -210,7 +216,7 @@ class GuidedTokens:
     def _forced(self) -> list[int]:
         """Takes the tokens that must come next, as far as there is room."""
         forced: list[int] = []
-        while not self._matcher.is_stopped() and self._left != 0:
+        while self._force and not self._matcher.is_stopped() and self._left != 0:
             ahead = self._matcher.compute_ff_tokens()
             for token in ahead:
                 if self._left == 0:

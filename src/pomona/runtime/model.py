@@ -117,10 +117,16 @@ class Model(LanguageModel):
     def scheduler(self) -> Scheduler:
         """Batches the answers of many sessions; made, with its thread, when the first one asks for it."""
         with self._lock:
-            if self._scheduler is None:
-                from pomona.runtime.scheduler import Scheduler
+            return self._scheduler or self.start_scheduler()
 
-                self._scheduler = Scheduler(self.engine, adapters=self.adapters, guides=self.guides)
+    def start_scheduler(self, **options: int) -> Scheduler:
+        """The scheduler with options of its own (those of the class), before anything has asked for it."""
+        from pomona.runtime.scheduler import Scheduler
+
+        with self._lock:
+            if self._scheduler is not None:
+                raise PomonaError("the model's scheduler runs already; start it before the first answer")
+            self._scheduler = Scheduler(self.engine, adapters=self.adapters, guides=self.guides, **options)
             return self._scheduler
 
     def backend(self) -> Backend[Any]:

@@ -152,6 +152,11 @@ def _sampling(sampling: Sampling) -> dict[str, Any]:
         fields["top_p"] = sampling.top_p
     if sampling.temperature > 0:
         fields["seed"] = sampling.seed
+    for name in ("presence_penalty", "frequency_penalty"):
+        if getattr(sampling, name) != getattr(plain, name):
+            fields[name] = getattr(sampling, name)
+    if sampling.logit_bias:
+        fields["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias}
     return fields
 
 

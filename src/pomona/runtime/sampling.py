@@ -1,5 +1,5 @@
-"""How the next token is chosen. The order of the filters is that of transformers: repetition penalty,
-temperature, top-k, top-p, min-p."""
+"""How the next token is chosen. First the logits are changed: repetition penalty, presence and frequency
+penalties, bias. The filters after that are in the order of transformers: temperature, top-k, top-p, min-p."""
 
 from __future__ import annotations
 
@@ -23,6 +23,10 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    # OpenAI's, taken from the logits of tokens that the answer has already: once, and for each time.
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
 
     def __post_init__(self) -> None:
         for name, value, low, high in (
@@ -32,14 +36,27 @@ class Sampling:
             ("min_p", self.min_p, 0.0, 1.0),
             ("repetition_penalty", self.repetition_penalty, 0.01, 100.0),
             ("seed", self.seed, 0, (1 << 64) - 1),
+            ("presence_penalty", self.presence_penalty, -100.0, 100.0),
+            ("frequency_penalty", self.frequency_penalty, -100.0, 100.0),
+            *(("logit_bias", bias, -1000.0, 1000.0) for _, bias in self.logit_bias),
         ):
             kinds = (int,) if isinstance(high, int) else (int, float)
             if not isinstance(value, kinds) or isinstance(value, bool) or not low <= value <= high:
                 raise PomonaError(f"{name} = {str(value)[:40]}: must lie in {low} .. {high}")
 
-    def native(self) -> _native.Sampling:
+    def native(self, answer_start: int = 0) -> _native.Sampling:
+        """answer_start: how many tokens of the sequence are the prompt's."""
         from pomona import _native
 
         return _native.Sampling(
-            self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty, self.seed
+            self.temperature,
+            self.top_k,
+            self.top_p,
+            self.min_p,
+            self.repetition_penalty,
+            self.seed,
+            self.presence_penalty,
+            self.frequency_penalty,
+            answer_start,
+            self.logit_bias,
         )

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
+from pomona import _native
 from pomona.errors import PomonaError
 from pomona.runtime.adapters import AdapterCache
 from pomona.runtime.batching import PAGE_TOKENS, Batcher, Run
@@ -29,6 +30,7 @@ from pomona.runtime.guided import GuidedTokens, Guides
 from pomona.runtime.lookup import Lookup
 from pomona.runtime.sampling import Sampling
 from pomona.runtime.ticket import (
+    UNLIKELY,
     Completion,
     FinishReason,
     LaneStats,
@@ -36,6 +38,7 @@ from pomona.runtime.ticket import (
     Request,
     SchedulerStats,
     Ticket,
+    TokenLogprobs,
     Wakeups,
 )
 
@@ -125,8 +128,10 @@ class Scheduler:
         max_new_tokens = self._check(request)
         guide = self._start_guide(request)
         run = Run(request, max_new_tokens, guide)
-        if guide is not None:
-            run.ids += guide.begin(max_new_tokens)  # what the answer must begin with goes in with the prompt
+        if request.logprobs is not None:
+            run.logprobs = _native.Logprobs(request.logprobs)
+        if guide is not None:  # what the answer must begin with goes in with the prompt
+            run.ids += guide.begin(max_new_tokens, force=run.logprobs is None)
         run.ticket = Ticket(request, partial(self._cancel, run))
         with self._changed:
             self._check_open()
@@ -196,6 +201,9 @@ class Scheduler:
         for wrong in (min(prompt), max(prompt)):
             if not 0 <= wrong < vocabulary:
                 raise PomonaError(f"token id {wrong} is outside the vocabulary of {vocabulary:,}")
+        for token, _ in request.sampling.logit_bias:
+            if not 0 <= token < vocabulary:  # it would end the step of all
+                raise PomonaError(f"logit_bias: token {token} is outside the vocabulary of {vocabulary:,}")
         if request.adapter is not None:
             if self._adapters is None:
                 raise PomonaError(f"adapter {request.adapter}: this scheduler was made without adapters")
@@ -323,7 +331,10 @@ class Scheduler:
                 continue
             rows += len(drafts)
             tokens = run.ids[run.length :]
-            inputs.append((run, StepInput(run.sequence, tokens, run.request.sampling, mask, drafts)))
+            request = run.request
+            start = len(request.prompt_ids)
+            step_input = StepInput(run.sequence, tokens, request.sampling, mask, drafts, start, run.logprobs)
+            inputs.append((run, step_input))
         return inputs
 
     def _drafts(self, run: Run, rows: int) -> list[int]:
@@ -347,6 +358,10 @@ class Scheduler:
 
     def _accept_all(self, run: Run, new: list[int], drafted: int, now: float) -> None:
         """The drafts of a request that were right, and the token after them."""
+        if run.logprobs is not None:
+            run.ticket.logprobs += [
+                TokenLogprobs(chosen, tuple(top)) for chosen, top in run.logprobs.entries()
+            ]
         right = new[:-1]
         if right:
             run.ids += right
@@ -389,6 +404,9 @@ class Scheduler:
             except Exception as error:
                 self._finish(run, "error", error)
                 return
+            if run.logprobs is not None and tokens[0] != token:  # the guide had to come to an end
+                top = run.ticket.logprobs[-1].top
+                run.ticket.logprobs[-1] = TokenLogprobs(dict(top).get(tokens[0], UNLIKELY), top)
         run.ids += tokens
         self._push(run, tokens)
 

@@ -15,7 +15,7 @@ import math
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pomona.errors import PomonaError
 from pomona.runtime.sampling import Sampling
@@ -23,6 +23,8 @@ from pomona.runtime.sampling import Sampling
 if TYPE_CHECKING:
     from pomona.runtime.guided import Guide
 
+MAX_TOP_LOGPROBS = 64
+UNLIKELY = -9999.0  # OpenAI's number for a token that is not among the likeliest
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
@@ -48,6 +50,7 @@ class Request:
     guide: Guide | None = None
     deadline_seconds: float | None = None  # from submit on; what was said until then is the answer
     lookup: bool = False  # speculation with drafts from the prompt
+    logprobs: int | None = None  # keep each token's log probability, and those of so many likeliest ones
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
@@ -57,6 +60,15 @@ class Request:
         seconds = self.deadline_seconds
         if seconds is not None and not (seconds > 0 and math.isfinite(seconds)):
             raise PomonaError(f"deadline_seconds = {seconds}: must be a positive number, or None for none")
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_TOP_LOGPROBS:
+            raise PomonaError(f"logprobs = {self.logprobs}: must lie in 0 .. {MAX_TOP_LOGPROBS}, or be None")
+
+
+class TokenLogprobs(NamedTuple):
+    """What the model thought of a token: natural logarithms, before penalties, biases, masks, temperature."""
+
+    chosen: float
+    top: tuple[tuple[int, float], ...]  # the likeliest tokens, the first one the likeliest
 
 
 @dataclass(frozen=True)
@@ -89,6 +101,7 @@ class Ticket:
         self._futures: list[asyncio.Future[None]] = []  # they wait for the next token, these for the end:
         self._last_futures: list[asyncio.Future[None]] = []
         self._tokens: list[int] = []
+        self.logprobs: list[TokenLogprobs] = []  # one per token at least, if the request asked for them
         self._ended = threading.Event()
         self._completion: Completion | None = None
         self._error: BaseException | None = None
@@ -110,6 +123,11 @@ class Ticket:
 
     async def wait(self) -> Completion:
         """result() under asyncio."""
+        await self.ended()
+        return self._outcome()
+
+    async def ended(self) -> None:
+        """Waits for the end, whatever it is: `completion` and `error` tell."""
         future = asyncio.get_running_loop().create_future()
         with self._lock:
             waiting = self._completion is None
@@ -117,12 +135,31 @@ class Ticket:
                 self._last_futures.append(future)
         if waiting:
             await future
-        return self._outcome()
+
+    async def more(self, at: int) -> list[int]:
+        """The tokens from number `at` on as soon as there is one; empty: the request has ended before.
+
+        For readers who take what a slow moment has gathered in one piece; errors are left to `error`.
+        """
+        while True:
+            with self._lock:
+                new = self._tokens[at:]
+                if new or self._completion is not None:
+                    return new
+                future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+                self._futures.append(future)
+            await future
 
     @property
     def completion(self) -> Completion | None:
         """The outcome, also that of a request that failed; None before the end."""
         return self._completion
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens so far."""
+        with self._lock:
+            return self._tokens[:]
 
     @property
     def error(self) -> BaseException | None:
@@ -146,22 +183,11 @@ class Ticket:
 
     async def __aiter__(self) -> AsyncIterator[int]:
         at = 0
-        while True:
-            future: asyncio.Future[None] | None = None
-            with self._lock:
-                new = self._tokens[at:]
-                if not new and self._completion is None:
-                    future = asyncio.get_running_loop().create_future()
-                    self._futures.append(future)
-            if future is not None:
-                await future
-                continue
+        while new := await self.more(at):
             for token in new:
                 yield token
             at += len(new)
-            if not new:
-                self._outcome()
-                return
+        self._outcome()
 
     def __enter__(self) -> Ticket:
         return self
