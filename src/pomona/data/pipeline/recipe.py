@@ -353,7 +353,7 @@ def load_recipe(path: Path) -> Recipe:
         raise PomonaError(f"{path}: cannot be read ({error}); check the path") from error
     if len(raw) > _MAX_RECIPE_BYTES:
         raise PomonaError(f"{path}: is larger than 1 MiB, which no recipe is; give another file")
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         value = yaml.safe_load(text)
