@@ -70,7 +70,7 @@ def small_dir_served(smollm2_4bit_dir: Path, tmp_path_factory: pytest.TempPathFa
 # --- the pages
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: Playwright runs once at a time, and others use it too
 def chromium() -> Iterator[Any]:
     playwright = pytest.importorskip(
         "playwright.sync_api", reason="playwright is not installed; pip install 'pomona[browser]'"
