@@ -109,6 +109,14 @@ bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL an
 bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
 	$(PY) -m benchmarks.tasks $(ARGS)
 
+.PHONY: bench-posttraining
+bench-posttraining: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## MDLOO's step, roll-outs against transformers and llama.cpp, a committee
+	$(PY) -m benchmarks.posttraining $(ARGS)
+
+.PHONY: bench-mdloo
+bench-mdloo: $(VENV)/.test bench-model  ## MDLOO, RLOO and rejection sampling asked by IFEval (hours); needs POMONA_DATA
+	$(PY) -m benchmarks.posttraining_mdloo $(ARGS)
+
 .PHONY: bench-evaluation
 bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
 	$(PY) -m benchmarks.evaluation $(ARGS)

@@ -119,6 +119,12 @@ def test_repetition_gives_datatroves_verdicts() -> None:
     assert sum(kept for kept, _ in ours) > 50
 
 
+def test_repetition_may_be_loosened_for_documentation() -> None:
+    text = prose(random.Random(6), 10) + " as was said before in this place" * 12
+    assert filtered(DropRepetitive(GopherRepetition()), [text])[0][0] is False
+    assert filtered(DropRepetitive(GopherRepetition(ngrams=4)), [text]) == [(True, None)]
+
+
 @pytest.mark.data
 def test_repetition_gives_datatroves_verdicts_on_real_text() -> None:
     from datatrove.pipeline.filters import GopherRepetitionFilter

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pomona.errors import PomonaError, one_line
 from pomona.models.model_directory import parse_json_object
@@ -89,6 +89,9 @@ class Problem:
 class DataReport:
     """What is known about a file. `problems` grow until training begins."""
 
+    KINDS: ClassVar[Mapping[str, str]] = KINDS
+    BAD: ClassVar[Mapping[str, str]] = BAD
+
     file: str
     sha256: str
     read: int = 0
@@ -99,7 +102,7 @@ class DataReport:
 
     @property
     def bad(self) -> list[Problem]:
-        return [problem for problem in self.problems if problem.kind in BAD]
+        return [problem for problem in self.problems if problem.kind in self.BAD]
 
     @property
     def good(self) -> int:
@@ -107,15 +110,15 @@ class DataReport:
         return self.read - len(self.bad)
 
     def counts(self) -> dict[str, int]:
-        """Kind -> problems, in the order of KINDS, where there are any."""
+        """Kind -> problems, in the order of `KINDS`, where there are any."""
         found = Counter(problem.kind for problem in self.problems)
-        return {kind: found[kind] for kind in KINDS if found[kind]}
+        return {kind: found[kind] for kind in self.KINDS if found[kind]}
 
     def table(self) -> list[tuple[str, str, str]]:
         """(what, how many, where): rows of the table that a person reads."""
         rows = [("rows read", f"{self.read:,}", ""), ("rows that can be used", f"{self.good:,}", "")]
         for kind, count in self.counts().items():
-            mark = "bad: " if kind in BAD else ""
+            mark = "bad: " if kind in self.BAD else ""
             rows.append((f"{mark}{kind}", f"{count:,}", _lines(self._lines_of(kind), count)))
         return rows
 
@@ -134,8 +137,8 @@ class DataReport:
             "problems": [
                 {
                     "kind": kind,
-                    "means": KINDS[kind],
-                    "bad": kind in BAD,
+                    "means": self.KINDS[kind],
+                    "bad": kind in self.BAD,
                     "count": count,
                     "lines": self._lines_of(kind),
                     "first": next(p.what for p in self.problems if p.kind == kind),
@@ -159,17 +162,17 @@ def read_rows(path: Path | str) -> tuple[list[Row], DataReport]:
     path = Path(path)
     if path.suffix not in (".jsonl", ".parquet"):
         raise PomonaError(f"{path}: is neither .jsonl nor .parquet; give training rows in one of them")
-    report = DataReport(path.name, _sha256(path))
+    report = DataReport(path.name, file_sha256(path))
     rows: list[Row] = []
     seen: dict[bytes, int] = {}
-    for line, raw in _parquet(path) if path.suffix == ".parquet" else _jsonl(path):
+    for line, raw in _parquet(path) if path.suffix == ".parquet" else read_lines(path):
         report.read += 1
         if report.read > MAX_ROWS:
             raise PomonaError(f"{path}: holds more than {MAX_ROWS:,} rows; split the file")
         try:
-            given = raw if isinstance(raw, dict) else _parsed(raw)
+            given = raw if isinstance(raw, dict) else parse_line(raw)
             row = _row(line, given)
-        except _BadRowError as error:
+        except BadRowError as error:
             report.problems.append(Problem(error.kind, line, one_line(error.what)[:200]))
             continue
         if unread := sorted(set(given) - _KEYS):
@@ -195,23 +198,26 @@ def shared_instructions(rows: Iterable[Row]) -> str | None:
 # --- one row
 
 
-class _BadRowError(Exception):
+class BadRowError(Exception):
+    """A row that cannot be used: `kind` is one of the report's, `what` is told with the line's number."""
+
     def __init__(self, kind: str, what: str) -> None:
         super().__init__(what)
         self.kind, self.what = kind, what
 
 
-def _parsed(raw: bytes | None) -> dict[str, Any]:
+def parse_line(raw: bytes | None) -> dict[str, Any]:
+    """The JSON object of a line of `read_lines`. BadRowError: it is none."""
     if raw is None:
-        raise _BadRowError("line too long", f"more than {MAX_LINE_BYTES:,} bytes")
+        raise BadRowError("line too long", f"more than {MAX_LINE_BYTES:,} bytes")
     try:
         raw.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise _BadRowError("not UTF-8", f"byte {error.start} is no UTF-8") from None
+        raise BadRowError("not UTF-8", f"byte {error.start} is no UTF-8") from None
     try:
         return parse_json_object(raw, "row")
     except PomonaError as error:
-        raise _BadRowError("not JSON", str(error).removeprefix("row: ").partition("; ")[0]) from None
+        raise BadRowError("not JSON", str(error).removeprefix("row: ").partition("; ")[0]) from None
 
 
 def _row(line: int, raw: Mapping[str, Any]) -> Row:
@@ -219,69 +225,69 @@ def _row(line: int, raw: Mapping[str, Any]) -> Row:
     given = {key: value for key, value in raw.items() if value is not None}
     refused = sorted(_REFUSED_KEYS & set(given))
     if refused:
-        raise _BadRowError("wrong schema", f"{refused[0]!r} is not supported; leave it out")
+        raise BadRowError("wrong schema", f"{refused[0]!r} is not supported; leave it out")
     if "messages" in given:
         if "prompt" in given or "completion" in given:
-            raise _BadRowError("wrong schema", "has messages and a prompt or completion; give one of them")
-        messages = _messages(given["messages"], "user")
+            raise BadRowError("wrong schema", "has messages and a prompt or completion; give one of them")
+        messages = parse_messages(given["messages"], "user")
     elif "prompt" in given and "completion" in given:
-        messages = _messages(given["prompt"], "user") + _messages(given["completion"], "assistant")
+        messages = parse_messages(given["prompt"], "user") + parse_messages(given["completion"], "assistant")
     else:
-        raise _BadRowError("wrong schema", "has neither messages nor a prompt with a completion")
+        raise BadRowError("wrong schema", "has neither messages nor a prompt with a completion")
     if not messages:
-        raise _BadRowError("empty", "has no message")
+        raise BadRowError("empty", "has no message")
     for number, message in enumerate(messages, start=1):
         if message["role"] == "system" and number > 1:
-            raise _BadRowError("wrong schema", f"message {number} is a system message; only the first may be")
+            raise BadRowError("wrong schema", f"message {number} is a system message; only the first may be")
         if not message["content"].strip():
-            raise _BadRowError("empty", f"message {number} ({message['role']}) has no text")
+            raise BadRowError("empty", f"message {number} ({message['role']}) has no text")
     if messages[-1]["role"] != "assistant":
-        raise _BadRowError("last message", f"the last message is the {messages[-1]['role']}'s")
+        raise BadRowError("last message", f"the last message is the {messages[-1]['role']}'s")
     if len(messages) == 1:
-        raise _BadRowError("wrong schema", "has an answer and nothing that it answers")
-    return Row(line, tuple(messages), _label(given, "license"), _label(given, "source"))
+        raise BadRowError("wrong schema", "has an answer and nothing that it answers")
+    return Row(line, tuple(messages), parse_label(given, "license"), parse_label(given, "source"))
 
 
-def _messages(value: Any, role: str) -> list[Message]:
+def parse_messages(value: Any, role: str) -> list[Message]:
     """Of a list of messages, or of a text, which is one of `role`."""
     if isinstance(value, str):
         return [{"role": role, "content": value}]
     if not isinstance(value, list):
-        raise _BadRowError("wrong schema", f"a {type(value).__name__} stands where messages belong")
+        raise BadRowError("wrong schema", f"a {type(value).__name__} stands where messages belong")
     if len(value) > MAX_MESSAGES:
-        raise _BadRowError("wrong schema", f"has more than {MAX_MESSAGES} messages")
+        raise BadRowError("wrong schema", f"has more than {MAX_MESSAGES} messages")
     found: list[Message] = []
     for number, message in enumerate(value, start=1):
         if not isinstance(message, dict):
-            raise _BadRowError("wrong schema", f"message {number} is no object with role and content")
+            raise BadRowError("wrong schema", f"message {number} is no object with role and content")
         given = {key: item for key, item in message.items() if item is not None}
         unknown = sorted(set(given) - {"role", "content"})
         if unknown:
-            raise _BadRowError("wrong schema", f"message {number} has {unknown[0]!r}, which is not supported")
+            raise BadRowError("wrong schema", f"message {number} has {unknown[0]!r}, which is not supported")
         if given.get("role") not in _ROLES:
-            raise _BadRowError("wrong schema", f"message {number} has a role that is none of {_ROLES}")
+            raise BadRowError("wrong schema", f"message {number} has a role that is none of {_ROLES}")
         content = given.get("content", "")
         if not isinstance(content, str):
-            raise _BadRowError("wrong schema", f"the content of message {number} is no text")
+            raise BadRowError("wrong schema", f"the content of message {number} is no text")
         if len(content) > MAX_LINE_BYTES:
-            raise _BadRowError("line too long", f"message {number} has {len(content):,} characters")
+            raise BadRowError("line too long", f"message {number} has {len(content):,} characters")
         found.append({"role": given["role"], "content": content})
     return found
 
 
-def _label(given: Mapping[str, Any], name: str) -> str | None:
+def parse_label(given: Mapping[str, Any], name: str) -> str | None:
     value = given.get(name)
     if value is None:
         return None
     if not isinstance(value, str) or len(value) > 200:
-        raise _BadRowError("wrong schema", f"{name} is no short text")
+        raise BadRowError("wrong schema", f"{name} is no short text")
     return one_line(value)
 
 
 # --- files
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise PomonaError(f"{path}: larger than {MAX_FILE_BYTES >> 30} GiB; split the file")
@@ -291,7 +297,7 @@ def _sha256(path: Path) -> str:
         raise PomonaError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, bytes | None]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes | None]]:
     """(number, bytes) of every line that is not blank; None for one that is too long."""
     with path.open("rb") as file:
         number = 0

@@ -103,10 +103,10 @@ def encode_row(row: Row, tokenizer: Tokenizer) -> tuple[Example, bool]:
     for number, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        start, end = _place(template, messages, number, whole)
+        start, end = place_of_answer(template, messages, number, whole)
         if start < at:
             raise PomonaError(f"message {number + 1}: the chat template shows it within an earlier one")
-        found = _end_of_turn(tokenizer, whole[start:end])
+        found = end_of_turn(tokenizer, whole[start:end])
         ended &= found is not None
         end = end if found is None else start + found
         for text, counts in ((whole[at:start], False), (whole[start:end], True)):
@@ -120,7 +120,9 @@ def encode_row(row: Row, tokenizer: Tokenizer) -> tuple[Example, bool]:
     return Example(row.line, row.key, np.array(ids, np.int32), np.array(learnt, np.bool_)), ended
 
 
-def _place(template: ChatTemplate, messages: Sequence[Message], number: int, whole: str) -> tuple[int, int]:
+def place_of_answer(
+    template: ChatTemplate, messages: Sequence[Message], number: int, whole: str
+) -> tuple[int, int]:
     """Where in `whole` the answer of message `number` begins and ends, what ends its turn included."""
     opened = template.render(messages[:number], add_generation_prompt=True)
     closed = template.render(messages[: number + 1], add_generation_prompt=False)
@@ -132,7 +134,7 @@ def _place(template: ChatTemplate, messages: Sequence[Message], number: int, who
     return len(opened), len(closed)
 
 
-def _end_of_turn(tokenizer: Tokenizer, text: str) -> int | None:
+def end_of_turn(tokenizer: Tokenizer, text: str) -> int | None:
     """Behind the last end token in an answer's text; what the template writes after it is never generated."""
     ends = [tokenizer.id_to_token(index) for index in tokenizer.eos_token_ids]
     places = [text.rfind(end) + len(end) for end in ends if end is not None and end in text]

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "recover": ("pomona.cli.recover", "Train the accuracy-recovery adapter of a compressed model."),
     "pretrain": ("pomona.cli.pretrain", "Train a base model from text, by a recipe; or plan such a run."),
     "adapt": ("pomona.cli.adapt", "Teach a model a task by examples, as an adapter."),
+    "align": ("pomona.cli.align", "Post-training: demonstrations, preferences, rewards."),
     "run": ("pomona.cli.run", "Answer one prompt, or chat."),
     "serve": ("pomona.cli.serve", "Serve a model over OpenAI's HTTP interface, with pages to use it."),
     "write": ("pomona.cli.write", "Summarize, proofread, rewrite, reply, prioritize, extract."),

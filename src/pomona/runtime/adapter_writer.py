@@ -32,6 +32,20 @@ def write_adapter(
     scale: alpha / rank. record: the adapter's pomona.json. PomonaError: `target` is there and not
     `overwrite`, or cannot be written.
     """
+    with ModelDirectoryWriter(target, overwrite=overwrite, mark=CONFIG_FILE) as writer:
+        write_adapter_files(writer.path, pairs, scale=scale, record=record)
+    return target
+
+
+def write_adapter_files(
+    folder: Path,
+    pairs: Mapping[str, Pair],
+    *,
+    scale: float,
+    record: Mapping[str, Any],
+    base: str | None = None,
+) -> None:
+    """The same into a folder that is there. base: a note of where the base lies, for whoever reads it."""
     rank = len(next(iter(pairs.values()))[0])
     targets = list(dict.fromkeys(name.rpartition(".")[2] for name in pairs))
     arrays = {
@@ -40,13 +54,12 @@ def write_adapter(
         for letter, array in zip("AB", pair, strict=True)
     }
     specs = [TensorSpec(name, "BF16", array.shape) for name, array in arrays.items()]
-    with ModelDirectoryWriter(target, overwrite=overwrite, mark=CONFIG_FILE) as writer:
-        write_json(writer.path / CONFIG_FILE, peft_config(rank, scale * rank, targets))
-        with SafetensorsWriter(writer.path / WEIGHTS_FILE, specs, {"format": "pt"}) as file:
-            for name, array in arrays.items():
-                file.write(name, array)
-        write_json(writer.path / PROVENANCE_FILE, dict(record))
-    return target
+    config = peft_config(rank, scale * rank, targets) | {"base_model_name_or_path": base}
+    write_json(folder / CONFIG_FILE, config)
+    with SafetensorsWriter(folder / WEIGHTS_FILE, specs, {"format": "pt"}) as file:
+        for name, array in arrays.items():
+            file.write(name, array)
+    write_json(folder / PROVENANCE_FILE, dict(record))
 
 
 def peft_config(rank: int, alpha: float, targets: list[str]) -> dict[str, Any]:

@@ -27,13 +27,13 @@ class EventLog:
         values = {"train/loss": step.loss, "train/lr": step.lr, "train/gradient_norm": step.norm}
         if step.seconds > 0:
             values["train/tokens_per_second"] = step.tokens / step.seconds
-        self._write(values, step.step)
+        self.write(values, step.step)
 
     def on_point(self, point: AdaptPoint) -> None:
         values = {"validation/loss": point.validation_loss, "validation/accuracy": point.accuracy}
-        self._write(values, point.step)
+        self.write(values, point.step)
 
-    def _write(self, values: dict[str, float], step: int) -> None:
+    def write(self, values: dict[str, float], step: int) -> None:
         if self._writer is not None:
             for name, value in values.items():
                 self._writer.add_scalar(name, value, step)

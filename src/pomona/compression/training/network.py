@@ -355,12 +355,15 @@ class Network:
         return self._turns[length]
 
 
-def read_weights(directory: Path | str) -> dict[str, NDArray[np.float32]]:
-    """Every weight of a directory by its plain name in float32. PomonaError for what is not finite."""
+def read_weights(directory: Path | str, *, head: bool = True) -> dict[str, NDArray[np.float32]]:
+    """Every weight of a directory by its plain name in float32. head: with that of the output, where it is
+    one of its own. PomonaError for what is not finite."""
     config = ModelConfig.from_directory(directory)
     weights: dict[str, NDArray[np.float32]] = {}
     with Checkpoint(directory) as checkpoint:
         for name, shape in config.tensor_shapes().items():
+            if name == "lm_head.weight" and not head:
+                continue
             module = name.removesuffix(".weight")
             plain = len(shape) != 2
             weight = (

@@ -99,12 +99,14 @@ class GopherQuality(Settings):
 
 
 class GopherRepetition(Settings):
-    """Repetition rules of Gopher (Table A1); shares of lines, paragraphs and their characters."""
+    """Repetition rules of Gopher (Table A1); shares of lines, paragraphs and their characters. ngrams: factor
+    on the thresholds of n-grams; documentation repeats itself more than prose does."""
 
     max_duplicate_lines: Share = 0.3
     max_duplicate_paragraphs: Share = 0.3
     max_duplicate_line_characters: Share = 0.2
     max_duplicate_paragraph_characters: Share = 0.2
+    ngrams: float = Field(default=1.0, gt=0)
 
 
 class C4(Settings):
@@ -351,7 +353,7 @@ def load_recipe(path: Path) -> Recipe:
         raise PomonaError(f"{path}: cannot be read ({error}); check the path") from error
     if len(raw) > _MAX_RECIPE_BYTES:
         raise PomonaError(f"{path}: is larger than 1 MiB, which no recipe is; give another file")
-    import yaml  # type: ignore[import-untyped]
+    import yaml
 
     try:
         value = yaml.safe_load(text)

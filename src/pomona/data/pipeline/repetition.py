@@ -34,8 +34,10 @@ class DropRepetitive(GopherRepetitionFilter):  # type: ignore[misc]
             language=plain_words(),
         )
         # The base class then looks at lines and paragraphs alone.
-        self.tops: tuple[tuple[int, float], ...] = self.top_n_grams  # type: ignore[has-type]
-        self.duplicates: tuple[tuple[int, float], ...] = self.dup_n_grams  # type: ignore[has-type]
+        tops: tuple[tuple[int, float], ...] = self.top_n_grams  # type: ignore[has-type]
+        duplicates: tuple[tuple[int, float], ...] = self.dup_n_grams  # type: ignore[has-type]
+        self.tops = [(n, settings.ngrams * most) for n, most in tops]
+        self.duplicates = [(n, settings.ngrams * most) for n, most in duplicates]
         self.top_n_grams = self.dup_n_grams = ()
 
     def filter(self, doc: Document) -> Verdict:

@@ -1,0 +1,1 @@
+"""The parts of post-training that need torch."""

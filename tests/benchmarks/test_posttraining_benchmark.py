@@ -1,0 +1,85 @@
+"""The post-training benchmarks: what they derive by hand, their rows, and the peers' far end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import posttraining, posttraining_mdloo
+from benchmarks.peer import ROOT
+from benchmarks.posttraining_equations import drift, hand_gap, hand_gradient, library_gradient
+from benchmarks.rollout_peer import GeneratePeer
+
+
+@pytest.mark.parametrize("estimator", ["exact", "sampled"])
+def test_the_gradients_agree_and_the_comparison_would_notice(estimator: str) -> None:
+    assert hand_gap(estimator) < 1e-8
+    rng = np.random.default_rng(0)
+    old = rng.standard_normal((2, 5))
+    theta, tokens = old + 0.5, rng.integers(0, 5, (6, 2))
+    theta[0, 0] += 1
+    advantage = rng.standard_normal(6)
+    other = hand_gradient(theta, old, tokens, advantage, estimator, 0.5)
+    assert np.abs(library_gradient(theta, old, tokens, advantage, estimator, 0.3) - other).max() > 1e-3
+
+
+def test_gamma_bounds_the_drift() -> None:
+    kl, limit = drift(2.0, steps=200)
+    assert kl == pytest.approx(limit, rel=0.01)
+    assert drift(0.0, steps=200)[0] > 5 * kl
+
+
+@pytest.mark.parametrize("module", ["posttraining", "posttraining_mdloo"])
+def test_each_explains_itself(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{module}", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "--quick" in done.stdout and "--threads" in done.stdout
+
+
+def test_nothing_to_do_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert posttraining.main(["--quick", "--skip", *posttraining.PARTS]) == 2
+    assert "left out" in capsys.readouterr().err
+
+
+def test_ifeval_is_needed_and_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("POMONA_DATA", raising=False)
+    assert posttraining_mdloo.main(["--quick"]) == 2
+    assert "POMONA_DATA" in capsys.readouterr().err
+
+
+def test_a_row_tells_of_a_method_with_its_intervals() -> None:
+    result = SimpleNamespace(value=lambda measure: 0.25, interval=lambda measure: (0.2, 0.3))
+    answers = posttraining_mdloo.Answers(result, 0.5)
+    iterations = [SimpleNamespace(reward=value, kl_reference=1.5) for value in (0.1, 0.2, 0.3, 0.4, 0.9)]
+    row = posttraining_mdloo._row(
+        "mdloo", SimpleNamespace(iterations=iterations), answers, (0.05, -0.01, 0.1)
+    )
+    assert row["training reward, first and last fifth"] == "0.100 0.900"
+    assert row["IFEval strict, prompts"] == "25.0% (20.0 .. 30.0)"
+    assert row["points gained"] == "+5.0 (-1.0 .. +10.0)"
+    assert set(posttraining_mdloo._row("start", None, answers, None)) == set(row)
+
+
+@pytest.mark.slow
+def test_transformers_counts_the_tokens_up_to_each_end(tmp_path: Path) -> None:
+    sys.path.insert(0, str(ROOT / "tests" / "adapters"))
+    from adapt_samples import tiny_model
+
+    base = tiny_model(tmp_path / "tiny")
+    (base / "generation_config.json").write_text('{"eos_token_id": 257}')
+    with GeneratePeer(sys.executable, base, threads=1) as peer:
+        seconds, tokens = peer.sample([[65, 66], [67]], 3, 20, 1, dtype="float32", batch=4)
+        assert seconds > 0 and 6 <= tokens <= 6 * 20
+        assert "transformers" in peer.facts
