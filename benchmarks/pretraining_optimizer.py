@@ -25,7 +25,7 @@ from benchmarks.common import Goal, Report, machine_facts, run_command, usable_c
 from benchmarks.optimizer_references import Rule, adastar, unrolled
 
 OURS, ADAMW = "RMSProp with momentum + muParam", "AdamW"
-RATES = (0.00125, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.08)
+RATES = (0.0025, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16)
 SEEDS = 3
 HEAD = 32  # channels of a head: the width decides how many there are
 GRADIENTS = 20  # in the fixed sequence
@@ -45,7 +45,7 @@ class Scale:
     text_mb: float
 
 
-FULL = Scale((64, 256), 4, 150, 16, 128, RATES, 2048, 6.0)
+FULL = Scale((64, 256), 4, 160, 16, 128, RATES, 2048, 6.0)
 QUICK = Scale((32, 64), 2, 12, 8, 32, (0.01, 0.02), 512, 0.4)
 
 
