@@ -32,7 +32,7 @@ FACADE_NAMES = {"__version__"}  # except for this
 
 TRAINING = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "datatrove", "lm_eval"}
 CORE = {"runtime", "models", "data", "cli", "serving"}  # nothing of it, not even inside a function
-PIPELINE = ("data", "pipeline")  # blocks for datatrove: a training side of its own, which the core never imports
+PIPELINE = ("data", "pipeline")  # blocks for datatrove, which the core never imports
 
 MAX_LINES = 600
 SUFFIXES = {".py", ".cpp", ".h", ".hpp", ".js", ".mjs", ".sh", ".cmake"}
