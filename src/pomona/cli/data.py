@@ -54,7 +54,7 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="The same seed ch
     invoke_without_command=True,
     epilog=examples(
         "pomona data run recipes/data/laptop-web.yaml --out web",
-        "pomona data report web",
+        "pomona data report web --json",
         "pomona data pack --help",
     ),
 )
