@@ -84,12 +84,18 @@ def benchmarks() -> list[Benchmark]:
         "posttraining_reward", "The reward model on real pairs: soft labels, hard labels, margin"
     )
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    data = Benchmark(
+        "pretraining_data", "The data pipeline: what was planted is found; speed beside datatrove's defaults"
+    )
+    optimizer = Benchmark(
+        "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
+    )
     mdloo = [
         Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
     runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
-    return [*runtime, *quality, palettize, adapt, tasks, reward, *mdloo, evaluation]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation, data, optimizer, reward, *mdloo]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

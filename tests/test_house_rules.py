@@ -32,6 +32,7 @@ FACADE_NAMES = {"__version__"}  # except for this
 
 TRAINING = {"torch", "transformers", "peft", "trl", "accelerate", "datasets", "datatrove", "lm_eval"}
 CORE = {"runtime", "models", "data", "cli", "serving"}  # nothing of it, not even inside a function
+PIPELINE = ("data", "pipeline")  # blocks for datatrove: a training side of its own, not the core's
 
 MAX_LINES = 600
 SUFFIXES = {".py", ".cpp", ".h", ".hpp", ".js", ".mjs", ".sh", ".cmake"}
@@ -102,7 +103,7 @@ def upward_imports(source: str, place: str) -> list[str]:
 def training_imports(source: str, place: str) -> list[str]:
     """Where a file of the core would load what only the extras install."""
     parts = Path(place).parts
-    if any("training" in part for part in parts):
+    if any("training" in part for part in parts) or parts[:2] == PIPELINE:
         return []
     problems = []
     for found in imports(ast.parse(source), "pomona"):
@@ -208,6 +209,8 @@ def test_a_downward_import_is_none(place: str, source: str) -> None:
         ("runtime/engine.py", "def f():\n    import torch", 1),
         ("pretraining/optimizer.py", "import torch", 0),
         ("adapters/training/lora.py", "import torch", 0),
+        ("data/pipeline/words.py", "import datatrove", 0),
+        ("data/mixture.py", "def f():\n    import datatrove", 1),
     ],
 )
 def test_torch_at_the_top_of_a_core_file_is_found(place: str, source: str, count: int) -> None:

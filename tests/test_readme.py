@@ -62,7 +62,7 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
 
 
-GROUPS = {"adapters", "align"}  # commands that have commands of their own
+GROUPS = {"adapters", "align", "data", "pretrain"}  # commands that have commands of their own
 
 
 @cache

@@ -173,6 +173,19 @@ def test_a_stream_gives_whole_characters_as_soon_as_they_are_complete(smollm2: T
         assert "".join(pieces[:end]) == raw.decode("utf-8", "ignore")
 
 
+def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(
+    smollm2: Tokenizer, sentence_piece: Tokenizer
+) -> None:
+    text = "".join(PIECES)
+    ids = smollm2.encode(text)
+    assert b"".join(smollm2.token_bytes(index) for index in ids) == text.encode()
+    assert [smollm2.token_bytes(index) for index in ids] == [_raw(smollm2, index) for index in ids]
+    assert smollm2.token_bytes(smollm2.token_to_id("<|im_end|>") or 0) == b"<|im_end|>"
+    assert smollm2.token_bytes(10**6) == smollm2.token_bytes(-1) == b""
+    joined = b"".join(sentence_piece.token_bytes(index) for index in sentence_piece.encode("two words"))
+    assert joined.strip() == b"two words"
+
+
 def _raw(tokenizer: Tokenizer, index: int) -> bytes:
     """The bytes of a byte-level token, by encoding every byte's letter anew."""
     table = byte_letters()

@@ -249,6 +249,16 @@ def test_a_call_can_be_required_or_named_or_forbidden(
     assert Dialect(dialect).guide((), "none", TEXT) is None
 
 
+@pytest.mark.parametrize("dialect", ["hermes", "list"])
+def test_the_number_of_calls_can_be_bounded(guides: Guides, tokenizer: Tokenizer, dialect: Name) -> None:
+    for choice in ("auto", "required"):
+        one = Dialect(dialect).guide(TOOLS, choice, TEXT, max_calls=1)
+        several = Dialect(dialect).guide(TOOLS, choice, TEXT)
+        both = written(dialect, "plot", "weather")
+        assert allows(guides, tokenizer, one, written(dialect, "plot"))
+        assert allows(guides, tokenizer, several, both) and not allows(guides, tokenizer, one, both)
+
+
 @pytest.mark.parametrize("dialect", ["hermes", "llama3", "list"])
 def test_calls_beside_an_answer_that_has_a_form(guides: Guides, tokenizer: Tokenizer, dialect: Name) -> None:
     for output, good, bad in (

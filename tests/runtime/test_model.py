@@ -333,6 +333,14 @@ def test_an_adapter_may_not_be_called_base(adapted: Path, tmp_path: Path) -> Non
         _ = Model.load(str(directory)).adapters
 
 
+def test_a_scheduler_with_options_is_started_before_anything_uses_it(smollm2_4bit_dir: Path) -> None:
+    with Model.load(str(smollm2_4bit_dir), threads=1) as model:
+        scheduler = model.start_scheduler(max_running=2, max_waiting=1)
+        assert model.scheduler is scheduler
+        with pytest.raises(PomonaError, match="runs already"):
+            model.start_scheduler()
+
+
 def test_a_closed_model_says_so(smollm2_4bit_dir: Path) -> None:
     model = Model.load(str(smollm2_4bit_dir))
     session = model.session(max_new_tokens=3)

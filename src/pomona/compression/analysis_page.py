@@ -15,7 +15,8 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-SCRIPTS = ("solver.js", "page.js", "heatmap.js", "tables.js")
+ANALYSIS = ("solver.js", "page.js", "heatmap.js", "tables.js")  # the server's page has these as well
+SCRIPTS = (*ANALYSIS, "alone.js")
 
 # What could end the data's element, or a line in older JavaScript; JSON means the same by the escapes.
 _ESCAPES = {ord(c): f"\\u{ord(c):04x}" for c in "<>&\u2028\u2029"}

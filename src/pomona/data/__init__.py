@@ -1,1 +1,1 @@
-"""Texts that ship with pomona, so that calibration and evaluation need no data set."""
+"""Text: what ships with pomona, readers of public data sets, and the way from web pages to packed tokens."""

@@ -21,7 +21,7 @@ from pomona.features.router import Consent, Router
 from pomona.runtime.answer import context_limit
 from pomona.runtime.backend import LanguageModel
 from pomona.runtime.model import BASE, Model
-from pomona.runtime.reply import FinishReason, Reply
+from pomona.runtime.reply import FinishReason, Reply, Usage
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -88,6 +88,7 @@ class Done:
     finish_reason: FinishReason
     adapter: str | None
     desk: Desk
+    usage: Usage
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ async def _gathered(batch: Batch) -> list[Done]:
 
     async def one(request: Request) -> Done:
         async with gate:
-            return await _aone(batch.desk, request)
+            return await answer_of(batch.desk, request)
 
     tasks = [asyncio.ensure_future(one(request)) for request in batch.requests]
     try:
@@ -200,26 +201,26 @@ async def _gathered(batch: Batch) -> list[Done]:
 
 
 def _one(desk: Desk, request: Request) -> Done:
-    session, prompt, form = _turn(desk, request)
+    session, prompt, form = turn_of(desk, request)
     try:
-        return _done(desk, session.respond(prompt, **form))
+        return done_of(desk, session.respond(prompt, **form))
     except PomonaError:
         if desk.fallback is None:
             raise
         return _one(desk.fallback, request)
 
 
-async def _aone(desk: Desk, request: Request) -> Done:
-    session, prompt, form = _turn(desk, request)
+async def answer_of(desk: Desk, request: Request) -> Done:
+    session, prompt, form = turn_of(desk, request)
     try:
-        return _done(desk, await session.arespond(prompt, **form))
+        return done_of(desk, await session.arespond(prompt, **form))
     except PomonaError:
         if desk.fallback is None:
             raise
-        return await _aone(desk.fallback, request)
+        return await answer_of(desk.fallback, request)
 
 
-def _turn(desk: Desk, request: Request) -> tuple[Any, str, dict[str, Any]]:
+def turn_of(desk: Desk, request: Request) -> tuple[Any, str, dict[str, Any]]:
     task = desk.task
     prompt = task.prompt(request)
     session = desk.model.session(
@@ -230,10 +231,10 @@ def _turn(desk: Desk, request: Request) -> tuple[Any, str, dict[str, Any]]:
     return session, prompt, task.form(request)
 
 
-def _done(desk: Desk, reply: Reply[Any]) -> Done:
+def done_of(desk: Desk, reply: Reply[Any]) -> Done:
     task = desk.task
     value = reply.content if task.output or task.takes_schema or task.choices else task.parse(reply.text)
-    return Done(value, reply.text, reply.finish_reason, reply.adapter, desk)
+    return Done(value, reply.text, reply.finish_reason, reply.adapter, desk, reply.usage)
 
 
 def _name(model: LanguageModel) -> str:

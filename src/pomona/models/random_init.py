@@ -72,6 +72,11 @@ def random_model(
     return writer.target
 
 
+def initial_values(name: str, shape: tuple[int, ...], *, seed: int) -> NDArray[np.float32]:
+    """The values that training starts from, float32; rounded they are those of `random_model`."""
+    return np.concatenate(list(_values(name, shape, seed, False))).reshape(shape)
+
+
 def _values(name: str, shape: tuple[int, ...], seed: int, perturb: bool) -> Iterator[NDArray[np.float32]]:
     # The name is part of the key, so that the order of the file and the other tensors do not matter.
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])

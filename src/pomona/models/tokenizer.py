@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +86,15 @@ class Tokenizer:
                     "text: holds half of a surrogate pair, which is no character; remove it"
                 ) from None
             raise
+
+    def encode_batch(self, texts: Sequence[str], *, parse_special: bool = True) -> list[list[int]]:
+        """`encode` of each text, without added tokens; on several cores where the library may use them."""
+        backend = self.backend if parse_special else self._plain_backend
+        try:
+            found = backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            return [self.encode(text, parse_special=parse_special) for text in texts]  # says what is wrong
+        return [one.ids for one in found]
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Text of `ids`. Ids outside the vocabulary give nothing; bytes that are no UTF-8 give U+FFFD."""

@@ -139,7 +139,8 @@ class Dialect:
                 several["$defs"] = definitions
             return "\n".join([f"calls: {begin} {_json(several, _SPACING)} {end}", *rules])
         rules.append(f'body: "\\n" {_json(one, _SPACING)} "\\n" {end}')
-        return "\n".join([f'calls: {begin} body ("\\n" {trigger} body){{0,{max_calls - 1}}}', *rules])
+        more = f' ("\\n" {trigger} body){{0,{max_calls - 1}}}' if max_calls > 1 else ""
+        return "\n".join([f"calls: {begin} body{more}", *rules])
 
     def splitter(self, tools: Sequence[Tool], tool_choice: str) -> Splitter:
         """Reads one answer as it comes."""

@@ -193,13 +193,8 @@ function explain() {
     : "No sensitivity was measured for this model: the loss shown is the sum of squared relative errors, which treats all modules alike. Compress with --allocation kl for KL.");
   if (DATA.predicted_kl !== null) lines.push(`The compression predicted ${formatLoss(DATA.predicted_kl)}` + (DATA.measured_kl === null ? "." : ` and measured ${formatLoss(DATA.measured_kl)} for the finished model.`));
   if (RANGE.most <= RANGE.least) lines.push("The report has one choice for each module, so that there is nothing to allocate: compress with a fraction such as --bits 3.5, or with --size, to have others measured.");
-  lines.push("Bits of the budget count tables and scales. It covers every module that can have other bits; everything else in the file comes on top and is counted in the size. The allocation is solved on this page, exactly unless it says otherwise. Nothing is loaded from anywhere or sent.");
+  lines.push("Bits of the budget count tables and scales. It covers every module that can have other bits; everything else in the file comes on top and is counted in the size. The allocation is solved on this page, exactly unless it says otherwise. No figure leaves it.");
   $("how").replaceChildren(...lines.map((line) => make("li", line)));
-}
-
-function setTheme(dark) {
-  document.documentElement.dataset.theme = dark ? "dark" : "light";
-  $("theme").setAttribute("aria-pressed", String(dark));
 }
 
 function begin() {
@@ -219,16 +214,10 @@ function begin() {
     setBudget(RANGE.least + Math.round(((RANGE.most - RANGE.least) * Number(event.target.value)) / STEPS)));
   $("as-is").addEventListener("click", () => { message = ""; backToModel(); });
   $("unpin").addEventListener("click", () => { state.pins.clear(); state.asIs = false; curvePins = null; message = ""; resolve(); });
-  $("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme !== "dark"));
   $("export").addEventListener("click", download);
   for (const radio of document.querySelectorAll('input[name="export"]')) radio.addEventListener("change", drawCommand);
-  const dark = matchMedia("(prefers-color-scheme: dark)");
-  setTheme(dark.matches);
-  dark.addEventListener("change", (event) => setTheme(event.matches));
   beginMap();
   beginTensors();
   explain();
   backToModel();
 }
-
-document.addEventListener("DOMContentLoaded", begin); // when all scripts have run

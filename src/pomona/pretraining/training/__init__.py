@@ -1,0 +1,1 @@
+"""The parts of pre-training that need torch and transformers."""

@@ -1,0 +1,101 @@
+"""Steps that recur in the tests of the pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from pomona.adapters.edits import text_edits
+
+PAGES = ("/", "/write", "/chat", "/adapters", "/compression", "/compare")
+MAIL = (
+    "Hi Ben,\n\nthe meeting on Monday has to move, becuase Clara are away until Wednesday. Can you come on "
+    "Thursday at 14:00 insted? We need the figures of the last month, and the list of the guests.\n\nAnna"
+)
+WAIT = 120_000  # milliseconds, for an answer on a busy machine
+
+Open = Callable[..., Any]
+
+
+def done(page: Any) -> None:
+    page.locator("#status", has_text="Done.").wait_for(timeout=WAIT)
+
+
+def copied(page: Any) -> str:
+    return str(page.evaluate("navigator.clipboard.readText()"))
+
+
+def lines(*events: tuple[str, Any]) -> str:
+    return "".join(f"event: {name}\ndata: {json.dumps(data)}\n\n" for name, data in events)
+
+
+def answer_with(page: Any, pattern: str, body: str) -> None:
+    """A reply in the place of the server's: what a model might say, if it were asked to."""
+    page.route(
+        re.compile(pattern),
+        lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
+    )
+
+
+def corrected(text: str) -> str:
+    """What a model that proofreads well makes of MAIL, as the stream of a reply."""
+    better = text.replace("becuase", "because").replace("are away", "is away").replace("insted", "instead")
+    result = {
+        "text": better,
+        "edits": [asdict(edit) for edit in text_edits(text, better)],
+        "origin": {"model": "a good one", "adapter": "proofread", "requests": 1},
+        "usage": {"completion_tokens": 1},
+        "timings": {"seconds": 1.0, "tokens_per_second": 1.0},
+    }
+    return lines(("progress", {"batch": 0, "done": 0, "requests": 1}), ("result", result))
+
+
+def page_text(page: Any, place: str) -> str:
+    page.locator(place).wait_for()
+    return str(page.locator(place).inner_text())
+
+
+def new_comparison(page: Any, name: str) -> None:
+    page.locator("#sessions option").first.wait_for(state="attached")
+    if page.locator("#new").get_attribute("open") is None:
+        page.locator("#new summary").click()
+    page.locator("#name").fill(name)
+    page.locator("#b-adapter").select_option("base")
+    for side in "ab":
+        page.locator(f"#{side}-max_tokens").fill("24")
+    page.locator("#begin").click()
+    page.locator("#session").wait_for()
+
+
+def fill_for_show(page: Any, path: str) -> None:
+    """Brings a page into the state in which it is worth looking at."""
+    if path == "/write":
+        page.locator("#task").select_option("proofread")
+        page.locator("#text").fill(MAIL)
+        page.locator("#go").click()
+        done(page)
+        accept = page.get_by_role("button", name="Accept: ")
+        if accept.count():
+            accept.first.click()
+    elif path == "/chat":
+        page.locator("#settings summary").click()
+        page.locator("#max_tokens").fill("60")
+        page.locator("#temperature").fill("0")
+        page.locator("#prompt").fill("Why is the sky blue?")
+        page.locator("#send").click()
+        done(page)
+        page.locator("#settings summary").click()
+    elif path == "/adapters":
+        page.locator("#list tr").first.wait_for()
+    elif path == "/compression":
+        page.locator("#analysis").wait_for(timeout=WAIT)
+    elif path == "/compare":
+        new_comparison(page, "with and without recovery")
+        page.locator("#prompts").fill("Name three fruits that grow in cold countries.")
+        page.locator("#ask").click()
+        page.locator("#pair").wait_for(timeout=WAIT)
+        page.keyboard.press("1")
+        page.locator("#results-note", has_text="1 vote").wait_for()
