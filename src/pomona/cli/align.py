@@ -44,7 +44,7 @@ app = new_app()
 
 @app.callback(
     invoke_without_command=True,
-    epilog=examples("pomona align sft --help", "pomona align reward --help"),
+    epilog=examples("pomona align sft smollm2-135m-4bit chat.jsonl --json", "pomona align reward --help"),
 )
 def align(context: typer.Context) -> None:
     """Align a model: demonstrations, preferences, rewards; see docs/align.md for the order."""

@@ -60,7 +60,7 @@ app = new_app()
         "pomona pretrain recipes/laptop/afm-nano.yaml --out runs/nano",
         "pomona pretrain recipes/laptop/afm-nano.yaml --out runs/nano --resume",
         "torchrun --nproc-per-node 8 -m pomona pretrain RECIPE --out runs/device",
-        "pomona pretrain plan --model afm-on-device --devices 64xH100",
+        "pomona pretrain plan --model afm-on-device --devices 64xH100 --json",
     ),
 )
 def pretrain(context: typer.Context) -> None:
