@@ -104,6 +104,32 @@ class Systems:
             Goal(f"{self.name}: {metric} over {against}, lower end of the interval", gain.low, 0.0)
         )
 
+    def margin_by_source(
+        self, against: str, ours: TaskReport, theirs: TaskReport, examples: Sequence[Example]
+    ) -> None:
+        """The first metric on the rows of each source, where the held-out set has several."""
+        from pomona.adapters.metrics import bootstrap, paired_bootstrap
+        from pomona.adapters.tasks.registry import get
+
+        metric = get(self.name).metrics[0]
+        sources = {example.source for example in examples}
+        for source in sorted(sources) if len(sources) > 1 else ():
+            pairs = [
+                (a, b)
+                for a, b, example in zip(
+                    ours.counts[metric.name], theirs.counts[metric.name], examples, strict=True
+                )
+                if a is not None and b is not None and example.source == source
+            ]
+            if pairs:
+                a, b = zip(*pairs, strict=True)
+                gain = paired_bootstrap(metric, a, b)
+                both = f"{bootstrap(metric, a).value:.3f} against {bootstrap(metric, b).value:.3f}"
+                name = f"{self.name}, {gain.rows} rows of {source}"
+                shown = f"{metric.name} {_shown(gain, '+')}"
+                self.rows.append(_row(name, f"adapter minus {against}", "", shown, both))
+                self.facts[f"margin over {against}, {source}"] = vars(gain)
+
 
 def measure_task(
     name: str, examples: Sequence[Example], ours: Model, reference: Model, choosing: int
@@ -126,6 +152,7 @@ def measure_task(
         found.add(system, way, report)
         found.facts[system]["tried"] = tried
         found.margin(system, adapted, report)
+        found.margin_by_source(system, adapted, report, examples)
         if system == "4 bit + recovery":
             found.best = ways[way]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -300,6 +301,17 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int, where: str = "_gradi
         return real(self, *arguments)
 
     monkeypatch.setattr(TaskTrainer, where, interrupted)
+
+
+def test_it_goes_on_from_a_given_adapter(run: Callable[..., Any], base: Path, tmp_path: Path) -> None:
+    first = run(name="first")
+    assert first.directory is not None
+    again = run(name="again", start_from=first.directory)
+    assert again.start_loss == pytest.approx(first.loss, abs=2e-3)  # it was kept in 16 bits
+    record = json.loads((again.directory / "pomona.json").read_text())
+    assert re.fullmatch(r"first#[0-9a-f]{16}", record["recipe"]["start"])
+    with pytest.raises(PomonaError, match="nowhere"):
+        run(name="third", start_from=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(("steps", "where"), [(0, "_gradient"), (5, "_gradient"), (8, "_evaluate")])

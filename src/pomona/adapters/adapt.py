@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pomona.adapters.data import DataReport, Row, read_rows, shared_instructions
+from pomona.adapters.data import DataReport, Row, file_sha256, read_rows, shared_instructions
 from pomona.adapters.options import PASS_TOKENS, AdaptOptions, AdaptPoint
 from pomona.adapters.packing import Example, Split, encode_rows, split
 from pomona.adapters.plan import Plan, make_plan
@@ -33,7 +33,7 @@ from pomona.models.model_directory import Progress
 from pomona.models.palettized import describe
 from pomona.models.tokenizer import Tokenizer
 from pomona.runtime.adapter_file import CONFIG_FILE as ADAPTER_CONFIG_FILE
-from pomona.runtime.adapter_file import read_adapter
+from pomona.runtime.adapter_file import WEIGHTS_FILE, read_adapter
 from pomona.runtime.adapter_pairs import pairs_of, with_rank
 from pomona.runtime.adapter_writer import Pair, write_adapter
 from pomona.runtime.model import ADAPTERS_FOLDER, BASE, RECOVERY
@@ -81,9 +81,9 @@ class AdaptReport:
 
 @dataclass(frozen=True)
 class Start:
-    """Where the adapter begins: with the recovery adapter's values, or with none."""
+    """Where the adapter begins: with another adapter's values, or with none."""
 
-    kind: str  # recovery or zero
+    kind: str  # recovery, zero, or an adapter and the hash of its weights
     note: str
     pairs: dict[str, Pair] | None = None
     alpha: float | None = None
@@ -98,6 +98,7 @@ def adapt(
     task: str | None = None,
     options: AdaptOptions | None = None,
     target: Path | str | None = None,
+    start_from: Path | str | None = None,
     skip_bad: bool = False,
     dry_run: bool = False,
     resume: bool = False,
@@ -111,7 +112,8 @@ def adapt(
     on_step: OnStep | None = None,
 ) -> AdaptReport:
     """Trains an adapter of `base`, palettised or 16 bit, on the rows of `data` and writes it to `target`, by
-    default BASE/adapters/NAME. name: by default that of the file; task: by default the name.
+    default BASE/adapters/NAME. name: by default that of the file; task: by default the name. start_from: an
+    adapter's directory whose values are the first ones, by default the recovery adapter's.
 
     work: a folder for checkpoints and event files. resume: go on with a run that was interrupted, restart:
     forget it; without either such a run is an error. skip_bad: leave out rows that cannot be trained on,
@@ -130,7 +132,7 @@ def adapt(
         raise PomonaError(f"{target}: is there already; ask to overwrite it, or choose another --name")
     config = ModelConfig.from_directory(base)
     mark = describe(base).fingerprint
-    start = _start(base, config, mark, options.rank, options.seed)
+    start = _start(base, start_from, config, mark, options.rank, options.seed)
     window = options.window_for(config.max_position_embeddings)
     rows, report = read_rows(data)
     encoded = encode_rows(rows, Tokenizer.from_directory(base), window, progress=progress)
@@ -214,13 +216,17 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _start(base: Path, config: ModelConfig, mark: str, rank: int, seed: int) -> Start:
-    """The recovery adapter's values where they fit; the reason where they do not."""
-    directory = base / ADAPTERS_FOLDER / RECOVERY
-    if not (directory / ADAPTER_CONFIG_FILE).is_file():
+def _start(
+    base: Path, given: Path | str | None, config: ModelConfig, mark: str, rank: int, seed: int
+) -> Start:
+    """The values of `given`, or the recovery adapter's where they fit; the reason where they do not."""
+    directory = base / ADAPTERS_FOLDER / RECOVERY if given is None else Path(given)
+    if given is None and not (directory / ADAPTER_CONFIG_FILE).is_file():
         return Start("zero", "the base has no recovery adapter")
     file = read_adapter(directory, config, mark)
     if set(file.scales) != set(config.linear_shapes()):
+        if given is not None:
+            raise PomonaError(f"{directory}: leaves projections out, so nothing can start from it")
         return Start(
             "zero", "the recovery adapter leaves projections out: the new one stands on the base alone"
         )
@@ -228,9 +234,13 @@ def _start(base: Path, config: ModelConfig, mark: str, rank: int, seed: int) -> 
     pairs = {module: with_rank(pair, rank, rng) for module, pair in pairs_of(file).items()}
     alpha = next(iter(file.scales.values())) * rank
     note = "starts as the base's recovery adapter"
+    kind = RECOVERY
+    if given is not None:
+        note = f"starts as the adapter {directory.name}"
+        kind = f"{directory.name}#{file_sha256(directory / WEIGHTS_FILE)[:16]}"
     if file.rank > rank:
         note += f", of whose rank {file.rank} the best {rank} are kept"
-    return Start(RECOVERY, note, pairs, alpha)
+    return Start(kind, note, pairs, alpha)
 
 
 def _trainer(base: Path, parts: Split, plan: Plan, start: Start, folder: Path) -> TaskTrainer:

@@ -18,8 +18,9 @@ _JUDGED_COST = 0.4  # about: of a token that is only read, against one that is l
 
 @dataclass(frozen=True)
 class Plan:
-    """start: `recovery` or `zero`, with start_note, the reason. *_tokens: that the network reads in an epoch,
-    prompts included; answer_tokens: those of them that are learnt. seconds: None until a pass was timed."""
+    """start: `recovery`, `zero`, or an adapter and its hash; with start_note, the reason. *_tokens: that the
+    network reads in an epoch, prompts included; answer_tokens: those of them that are learnt. seconds: None
+    until a pass was timed."""
 
     rows: int
     held_out_rows: int

@@ -47,6 +47,7 @@ _QUIET_SECONDS = 30.0  # between two loss lines where there is no terminal
         "pomona adapt smollm2-135m-4bit notes.jsonl --dry-run",
         "pomona adapt smollm2-135m-4bit notes.jsonl --minutes 30 --skip-bad",
         "pomona adapt smollm2-135m notes.parquet --rank 8 --epochs 2 --lr 0.0002 --out adapters/notes",
+        "pomona adapt smollm2-135m-4bit more.jsonl --name notes --start notes --overwrite",
         "pomona adapt smollm2-135m-4bit notes.jsonl --name notes --resume",
     )
 )
@@ -69,6 +70,15 @@ def adapt(
     out: Annotated[
         Path | None,
         typer.Option("--out", metavar="DIR", help="Where it goes.", show_default="BASE/adapters/NAME"),
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            metavar="ADAPTER",
+            help="Whose values are the first: one of BASE's adapters, or a directory.",
+            show_default="the recovery adapter",
+        ),
     ] = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the adapter.")] = 16,
     lr: Annotated[
@@ -166,6 +176,7 @@ def adapt(
             task=task,
             options=options,
             target=out,
+            start_from=None if start is None else _adapter(directory, start),
             skip_bad=skip_bad,
             dry_run=dry_run,
             resume=resume,
@@ -282,6 +293,14 @@ def _line(point: AdaptPoint, seconds_left: float | None) -> str:
     if seconds_left is not None:
         parts.append(_left(seconds_left))
     return ", ".join(parts)
+
+
+def _adapter(base: Path, start: str) -> Path:
+    """One of the base's adapters by name, or a directory."""
+    from pomona.runtime.model import ADAPTERS_FOLDER
+
+    named = base / ADAPTERS_FOLDER / start
+    return named if "/" not in start and named.is_dir() else Path(start)
 
 
 def _left(seconds: float) -> str:
