@@ -119,6 +119,7 @@ def test_by_default_the_adapter_goes_into_the_base(
             "task": None,
             "options": AdaptOptions(),
             "target": None,
+            "start_from": None,
             "skip_bad": False,
             "dry_run": False,
             "resume": False,
