@@ -68,10 +68,12 @@ def said(url: str, model: Path) -> dict[str, str]:
 
 def run(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A program of this environment, offline."""
+    # The package of the built-in model is a plugin of llm too, and asks for llama-cpp-python.
+    alone = {"LLM_LOAD_PLUGINS": ""}
     offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
     return subprocess.run(
         [sys.executable, "-m", *words],
-        env={**os.environ, **offline, **environment},
+        env={**os.environ, **offline, **alone, **environment},
         capture_output=True,
         text=True,
         timeout=240,
