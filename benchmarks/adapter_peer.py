@@ -176,8 +176,31 @@ class LlamaServer(ChildProcess):
             connection.close()
 
 
-class PeftPeer(ChildProcess):
+class LineProcess(ChildProcess):
+    """A process that answers each line of JSON by one."""
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        try:
+            stdin.write(json.dumps(request) + "\n")
+            stdin.flush()
+            line = stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise BenchmarkError(f"{self.name}'s process ended; its last words stand above")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise BenchmarkError(f"{self.name}: {answer['error']}")
+        return answer
+
+
+class PeftPeer(LineProcess):
     """transformers and PEFT with all adapters loaded: the near end. A method is one call of the far end."""
+
+    name = "PEFT"
 
     def __init__(self, python: Path, model: Path, adapters: Sequence[Path], *, threads: int) -> None:
         """Raises BenchmarkError: no torch, transformers or peft there, or they refuse."""
@@ -215,23 +238,6 @@ class PeftPeer(ChildProcess):
         """Seconds of `load_adapter` on a directory in the page cache, and of `set_adapter`."""
         answer = self._ask({"do": "swap", "directory": str(directory), "repeats": repeats})
         return {name: answer[name] for name in ("load_adapter", "set_adapter")}
-
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None
-        assert stdout is not None
-        try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise BenchmarkError("PEFT's process ended; its last words stand above")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BenchmarkError(f"PEFT: {answer['error']}")
-        return answer
 
 
 # --- the far end of PeftPeer -----------------------------------------------------------------------------

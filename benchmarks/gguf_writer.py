@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 Values = Callable[[str, tuple[int, ...]], NDArray[Any]]
 Progress = Callable[[str, int, int], None]
-ARCHITECTURES = ("llama", "qwen3")
 LABEL = "16-bit GGUF"
 
 
@@ -36,24 +35,15 @@ def write_gguf(config: ModelConfig, path: Path, values: Values, progress: Progre
     """
     import gguf
 
+    from pomona.models.export_gguf import ARCHITECTURES, add_shape, gguf_names, interleaved_rows
+
     if config.model_type not in ARCHITECTURES or config.rope_scaling is not None:
         raise BenchmarkError(
             f"{config.model_type}: only {' and '.join(ARCHITECTURES)} without scaled rotary frequencies are "
             "written; choose another model"
         )
     writer = gguf.GGUFWriter(path, config.model_type)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    add_shape(writer, config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     writer.add_tokenizer_model("no_vocab")
     shapes = config.tensor_shapes()
@@ -69,7 +59,7 @@ def write_gguf(config: ModelConfig, path: Path, values: Values, progress: Progre
             progress(LABEL, done, len(shapes))
         array = values(name, shape)
         if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            array = array[_interleaved_rows(shape[0], config.head_dim)]
+            array = array[interleaved_rows(shape[0], config.head_dim)]
         writer.write_tensor_data(np.ascontiguousarray(array))
     writer.close()
     if progress is not None:
@@ -101,22 +91,3 @@ def write_checkpoint(directory: Path, path: Path, progress: Progress | None = No
         unfinished = path.with_name(f"{path.name}.part")
         write_gguf(config, unfinished, values, progress)
     unfinished.replace(path)
-
-
-def gguf_names(config: ModelConfig) -> dict[str, str]:
-    """Our name of a tensor -> GGUF's."""
-    import gguf
-
-    kind = gguf.MODEL_ARCH.LLAMA if config.model_type == "llama" else gguf.MODEL_ARCH.QWEN3
-    names = gguf.get_tensor_name_map(kind, config.num_hidden_layers)
-    return {
-        name: f"{names.get_name(stem)}.{suffix}"
-        for name in config.tensor_shapes()
-        for stem, _, suffix in [name.rpartition(".")]
-    }
-
-
-def _interleaved_rows(rows: int, head_dim: int) -> NDArray[np.intp]:
-    """For every row in GGUF's order, ours: within a head, 2j and 2j + 1 come from j and j + head_dim/2."""
-    half_split = np.arange(rows).reshape(-1, 2, head_dim // 2)
-    return np.ascontiguousarray(half_split.swapaxes(1, 2)).reshape(-1)

@@ -90,9 +90,9 @@ class OurModel:
 def importance(directory: Path, threads: int) -> Mapping[str, Sequence[float]]:
     """Second moments of every projection's inputs, by GGUF tensor name: what llama.cpp's importance matrix
     wants. They come from the model's own answers, as in our compression."""
-    from benchmarks.gguf_writer import gguf_names
     from pomona.compression.calibrate import calibration_text
     from pomona.compression.moments import collect_moments
+    from pomona.models.export_gguf import gguf_names
     from pomona.models.tokenizer import Tokenizer
     from pomona.runtime.engine import Engine
 

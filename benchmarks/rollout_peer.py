@@ -16,12 +16,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.adapter_peer import ChildProcess, LlamaServer
+from benchmarks.adapter_peer import LineProcess, LlamaServer
 from benchmarks.common import BenchmarkError
 from benchmarks.peer import ROOT
 
@@ -53,7 +53,7 @@ class SamplingServer(LlamaServer):
         return seconds, sum(int(answer["tokens_predicted"]) for answer in answers)
 
 
-class GeneratePeer(ChildProcess):
+class GeneratePeer(LineProcess):
     """transformers' `generate`: the near end."""
 
     name = "transformers"
@@ -84,22 +84,6 @@ class GeneratePeer(ChildProcess):
         }
         answer = self._ask(request)
         return float(answer["seconds"]), int(answer["tokens"])
-
-    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        stdin, stdout = self._process.stdin, self._process.stdout
-        assert stdin is not None and stdout is not None
-        try:
-            stdin.write(json.dumps(request) + "\n")
-            stdin.flush()
-            line = stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise BenchmarkError("transformers' process ended; its last words stand above")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise BenchmarkError(f"transformers: {answer['error']}")
-        return answer
 
 
 # --- the far end -----------------------------------------------------------------------------------------

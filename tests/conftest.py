@@ -23,6 +23,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("data") is not None and not os.environ.get("POMONA_DATA"):
+        pytest.skip(
+            "POMONA_DATA is not set: the public data sets lie outside the project (see CONTRIBUTING.md)"
+        )
+
+
 @pytest.fixture(scope="session")
 def model_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A cache of this test session, in POMONA_CACHE."""

@@ -23,13 +23,14 @@ from benchmarks.distributions import (
     own_sums,
     total,
 )
-from benchmarks.gguf_writer import gguf_names, write_checkpoint
+from benchmarks.gguf_writer import write_checkpoint
 from benchmarks.plot import Point, Series, linear_ticks, log_ticks, svg
 from benchmarks.quality_ours import OurModel, recovery_adapter
 from benchmarks.quality_peer import RECIPES, fallback, peer_files
 from benchmarks.quality_report import Found, below, curve_at, dominates, front, goals, loss, notes, plot, rows
 from benchmarks.quality_store import Record, Store, digest_of, key_of
 from pomona.models.config import ModelConfig
+from pomona.models.export_gguf import gguf_names
 from pomona.models.gguf_file import GgufFile
 from pomona.models.presets import PRESETS
 from pomona.models.random_init import random_model

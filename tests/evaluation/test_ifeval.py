@@ -85,7 +85,6 @@ def test_a_case_that_cannot_be_checked_is_refused(tmp_path: Path, row: Any) -> N
 
 
 @pytest.mark.data
-@pytest.mark.skipif("POMONA_DATA" not in os.environ, reason="needs POMONA_DATA")
 def test_every_given_prompt_can_be_checked() -> None:
     cases = read_cases(Path(os.environ["POMONA_DATA"]) / "ifeval" / "input_data.jsonl")
     names = [one.name for case in cases for one in case.instructions]
@@ -118,7 +117,6 @@ def random_text(rng: random.Random) -> str:
 
 
 @pytest.mark.data
-@pytest.mark.skipif("POMONA_DATA" not in os.environ, reason="needs POMONA_DATA")
 def test_the_checks_agree_with_those_of_lm_eval(monkeypatch: pytest.MonkeyPatch) -> None:
     """On texts put together at random, for every instruction of the given set that needs no foreign tool."""
     nltk = pytest.importorskip("nltk")

@@ -152,7 +152,6 @@ def test_prompts_that_share_a_run_of_words_are_made_anew() -> None:
 
 
 @pytest.mark.data
-@pytest.mark.skipif("POMONA_DATA" not in os.environ, reason="needs POMONA_DATA")
 def test_no_training_prompt_shares_a_run_of_words_with_ifeval() -> None:
     avoid = evaluation_prompts(Path(os.environ["POMONA_DATA"]))
     found = make_prompts(InstructionOptions(rows=1000, max_conditions=3))

@@ -7,6 +7,7 @@ The work is done in pomona.posttraining.dpo; `pomona align ipo` (align_ipo.py) i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,70 +58,69 @@ BetaOption = Annotated[
 ]
 
 
-@app.command(
-    epilog=examples(
-        "pomona align dpo smollm2-135m preferences.jsonl --start adapters/sft --out adapters/dpo",
-        "pomona align dpo smollm2-135m-4bit dpo_pairs --out adapters/dpo --minutes 30",
-    )
-)
-def dpo(
-    base: BaseArgument,
-    data: PreferencesArgument,
-    out: OutOption,
-    beta: BetaOption = None,
-    recipe: RecipeOption = None,
-    start: StartOption = None,
-    rank: RankOption = None,
-    lr: LrOption = None,
-    epochs: EpochsOption = None,
-    steps: StepsOption = None,
-    minutes: MinutesOption = None,
-    batch: BatchOption = None,
-    window: WindowOption = None,
-    validation: ValidationOption = None,
-    seed: SeedOption = None,
-    skip_bad: SkipBadOption = False,
-    data_folder: DataOption = None,
-    work: WorkOption = None,
-    resume: ResumeOption = False,
-    restart: RestartOption = False,
-    threads: ThreadsOption = None,
-    overwrite: OverwriteOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Train an adapter by DPO: the better response gains on the reference, the worse one loses."""
-    changes = {
-        "beta": beta,
-        "rank": rank,
-        "lr": lr,
-        "epochs": epochs,
-        "max_steps": steps,
-        "minutes": minutes,
-        "batch": batch,
-        "window": window,
-        "validation": validation,
-        "seed": seed,
-    }
-    run_preference(
-        "dpo",
-        base,
-        data,
-        out,
-        recipe,
-        changes,
-        as_json=as_json,
-        skip_bad=skip_bad,
-        data_folder=data_folder,
-        work=work_folder(work, resume, restart),
-        start=start,
-        resume=resume,
-        restart=restart,
-        threads=threads,
-        overwrite=overwrite,
-    )
+def preference_command(loss: Literal["dpo", "ipo"], about: str) -> Callable[..., None]:
+    """The command of a loss; both take the same options."""
+
+    def command(
+        base: BaseArgument,
+        data: PreferencesArgument,
+        out: OutOption,
+        beta: BetaOption = None,
+        recipe: RecipeOption = None,
+        start: StartOption = None,
+        rank: RankOption = None,
+        lr: LrOption = None,
+        epochs: EpochsOption = None,
+        steps: StepsOption = None,
+        minutes: MinutesOption = None,
+        batch: BatchOption = None,
+        window: WindowOption = None,
+        validation: ValidationOption = None,
+        seed: SeedOption = None,
+        skip_bad: SkipBadOption = False,
+        data_folder: DataOption = None,
+        work: WorkOption = None,
+        resume: ResumeOption = False,
+        restart: RestartOption = False,
+        threads: ThreadsOption = None,
+        overwrite: OverwriteOption = False,
+        as_json: JsonOption = False,
+    ) -> None:
+        changes = {
+            "beta": beta,
+            "rank": rank,
+            "lr": lr,
+            "epochs": epochs,
+            "max_steps": steps,
+            "minutes": minutes,
+            "batch": batch,
+            "window": window,
+            "validation": validation,
+            "seed": seed,
+        }
+        _run(
+            loss,
+            base,
+            data,
+            out,
+            recipe,
+            changes,
+            as_json=as_json,
+            skip_bad=skip_bad,
+            data_folder=data_folder,
+            work=work_folder(work, resume, restart),
+            start=start,
+            resume=resume,
+            restart=restart,
+            threads=threads,
+            overwrite=overwrite,
+        )
+
+    command.__doc__ = about
+    return command
 
 
-def run_preference(
+def _run(
     loss: Literal["dpo", "ipo"],
     base: str,
     data: str,
@@ -158,3 +158,16 @@ def run_preference(
         last = result.run.last
         lines.append(("held-out pairs", f"accuracy {last['accuracy']:.3f}, margin {last['margin']:+.3f}"))
     print_pairs(lines)
+
+
+dpo = app.command(
+    "dpo",
+    epilog=examples(
+        "pomona align dpo smollm2-135m preferences.jsonl --start adapters/sft --out adapters/dpo",
+        "pomona align dpo smollm2-135m-4bit dpo_pairs --out adapters/dpo --minutes 30",
+    ),
+)(
+    preference_command(
+        "dpo", "Train an adapter by DPO: the better response gains on the reference, the worse one loses."
+    )
+)

@@ -81,22 +81,11 @@ def _write(
 
     writer = gguf.GGUFWriter(path, config.model_type)
     writer.add_name(source.name)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(config.head_dim)
-    writer.add_value_length(config.head_dim)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_rope_freq_base(config.rope_theta)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
+    add_shape(writer, config)
     kinds = gguf.LlamaFileType
     writer.add_file_type(kinds.MOSTLY_BF16 if weights == "bf16" else kinds.MOSTLY_F16)
     _add_tokenizer(writer, source, config)
-    shapes, names = config.tensor_shapes(), _names(config)
+    shapes, names = config.tensor_shapes(), gguf_names(config)
     bf16 = gguf.GGMLQuantizationType.BF16
     for name, shape in shapes.items():
         if len(shape) == 2 and weights == "bf16":
@@ -115,7 +104,7 @@ def _write(
             progress(_LABEL, done, len(shapes))
         array = checkpoint.array(name)
         if config.model_type == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
-            array = array[_interleaved_rows(shape[0], config.head_dim)]
+            array = array[interleaved_rows(shape[0], config.head_dim)]
         writer.write_tensor_data(_stored(array, source, name, matrix=len(shape) == 2, kind=weights))
     writer.close()
     if progress is not None:
@@ -199,7 +188,23 @@ def sentencepiece_vocabulary(
     return tokens, scores, kinds
 
 
-def _names(config: ModelConfig) -> dict[str, str]:
+def add_shape(writer: Any, config: ModelConfig) -> None:
+    """A model's sizes as metadata. writer: a gguf.GGUFWriter."""
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    writer.add_rope_dimension_count(config.head_dim)
+    writer.add_rope_freq_base(config.rope_theta)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+
+
+def gguf_names(config: ModelConfig) -> dict[str, str]:
     """Our name of a tensor -> GGUF's."""
     import gguf
 
@@ -212,7 +217,7 @@ def _names(config: ModelConfig) -> dict[str, str]:
     }
 
 
-def _interleaved_rows(rows: int, head_dim: int) -> NDArray[np.intp]:
+def interleaved_rows(rows: int, head_dim: int) -> NDArray[np.intp]:
     """For every row in GGUF's order, ours: within a head, 2j and 2j + 1 come from j and j + head_dim/2."""
     half_split = np.arange(rows).reshape(-1, 2, head_dim // 2)
     return np.ascontiguousarray(half_split.swapaxes(1, 2)).reshape(-1)

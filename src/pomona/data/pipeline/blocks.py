@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,5 +70,6 @@ class Filter(BaseFilter):  # type: ignore[misc]
     def __init__(self, writer: JsonlWriter | None = None, batch_size: int = 1) -> None:
         super().__init__(writer, batch_size)
 
+    @abstractmethod
     def filter(self, doc: Document) -> Verdict:
-        raise NotImplementedError
+        """Whether the document stays, and if not the reason."""
