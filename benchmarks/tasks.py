@@ -51,9 +51,7 @@ def run(options: argparse.Namespace) -> Report:
     goals: list[Goal] = []
     facts: dict[str, Any] = {}
     with Model.load(options.model, threads=options.threads) as ours:
-        for name in options.adapter or ():
-            task, _, path = name.partition("=")
-            ours.adapters.register(task, Path(path))
+        add_adapters(ours, options.task or TASKS, options.adapter or ())
         with Model.load(options.reference, threads=options.threads) as reference:
             for name in options.task or TASKS:
                 examples = spread(held_out_examples(name, options.data), rows)
@@ -71,6 +69,20 @@ def run(options: argparse.Namespace) -> Report:
         results={"model": options.model, "rows": table, "tasks": facts, "notes": notes(facts)},
         goals=goals,
     )
+
+
+def add_adapters(model: Model, tasks: Sequence[str], given: Sequence[str]) -> None:
+    """Those given as TASK=DIR; else what the model has, else the zoo's for exactly this base."""
+    from pomona.models import zoo
+
+    for word in given:
+        task, _, path = word.partition("=")
+        model.adapters.register(task, Path(path))
+    known = {status.name for status in model.adapters.status()}
+    for task in tasks:
+        entry = zoo.find(model.engine.fingerprint, task)
+        if task not in known and entry is not None:
+            model.adapters.register(task, entry.path)
 
 
 class Systems:
@@ -240,7 +252,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="a few rows: does it run, not what is it worth")
     parser.add_argument("--task", action="append", choices=TASKS, help="of the tasks; all by default")
     parser.add_argument("--rows", type=int, default=ROWS, help=f"of each held-out set ({ROWS})")
-    parser.add_argument("--model", default=MODEL, help="the compressed model, with adapters named like tasks")
+    parser.add_argument(
+        "--model", default=MODEL, help="the compressed model; adapters are its own, or the zoo's"
+    )
     parser.add_argument("--reference", default=REFERENCE, help="the 16-bit model")
     parser.add_argument(
         "--adapter", action="append", metavar="TASK=DIR", help="an adapter that lies elsewhere"
