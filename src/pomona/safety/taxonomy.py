@@ -1,9 +1,9 @@
 """The kinds of harm as data: 12 categories, 51 subcategories, mapped to MLCommons' hazards.
 
-Report, section 8.3, whose full list is not public. Five categories carry the names that it gives, the others are
-ours; each says which (`source`). taxonomy.yaml is the one place where they stand; docs/taxonomy.md is checked
-against it. Hazards S1-S12 are those of MLCommons' AILuminate 1.0, in the numbering of Llama Guard 3, whose S13 and S14
-continue it.
+Report, section 8.3, whose full list is not public. Five categories carry the names that it gives, the others
+are ours; each says which (`source`). taxonomy.yaml is the one place where they stand; docs/taxonomy.md is
+checked against it. Hazards S1-S12 are those of MLCommons' AILuminate 1.0, in the numbering of Llama Guard 3,
+whose S13 and S14 continue it.
 """
 
 from __future__ import annotations
