@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pomona.cli.eval",
         "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
     ),
+    "safety": ("pomona.cli.safety", "Guardrails: train, try and measure a classifier of inputs and outputs."),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
 }
 
