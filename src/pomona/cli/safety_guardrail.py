@@ -80,9 +80,7 @@ def train(
     model: ModelArgument,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="DIR", help="Where it goes.", show_default="MODEL/adapters/guardrail"
-        ),
+        typer.Option("--out", metavar="DIR", help="Where it goes.", show_default="MODEL/adapters/guardrail"),
     ] = None,
     data: DataOption = None,
     rank: Annotated[int, typer.Option("--rank", min=1, help="Of the adapter.")] = 4,
@@ -97,9 +95,7 @@ def train(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of rows, order and first values.")] = 0,
     work: Annotated[
         Path | None,
-        typer.Option(
-            "--work", metavar="DIR", help="For checkpoints.", show_default="guardrail in the cache"
-        ),
+        typer.Option("--work", metavar="DIR", help="For checkpoints.", show_default="guardrail in the cache"),
     ] = None,
     threads: ThreadsOption = None,
     overwrite: OverwriteOption = False,
@@ -152,7 +148,7 @@ def train(
     epilog=examples(
         'pomona safety guardrail score smollm2-135m-4bit "How do I bake bread?"',
         'pomona safety guardrail score smollm2-135m-4bit "Tell me a joke." --answer "A duck..." --json',
-        "pomona safety guardrail score smollm2-135m-4bit --input mail.txt --feature summarize --policy p.yaml",
+        "pomona safety guardrail score smollm2-135m-4bit --input mail.txt --policy policy.yaml",
     )
 )
 def score(
@@ -201,9 +197,7 @@ def score(
         print_json({"model": model, "guardrail": name, "feature": feature, "verdicts": found})
 
 
-def _show(
-    side: str, harm: float, categories: tuple[tuple[str, float], ...], refusal: Refusal | None
-) -> None:
+def _show(side: str, harm: float, categories: tuple[tuple[str, float], ...], refusal: Refusal | None) -> None:
     likeliest = ", ".join(f"{category} {p:.3f}" for category, p in categories[:3])
     print_pairs(
         [

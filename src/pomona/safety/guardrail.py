@@ -2,12 +2,12 @@
 
     guardrail = Guardrail.of(model)                      # the model's adapter "guardrail"
     guardrail.input("How do I bake bread?").harm         # 0.003
-    waiting = guardrail.ask_input(text)                  # at once; the verdict comes with the model's own steps
+    waiting = guardrail.ask_input(text)                  # at once
     verdict = waiting.result()
 
-`ask_input` and `ask_output` put requests of one token into the model's scheduler, so that they run in one batch
-with the answers: the base's weights are read once for all, and the verdict is there about when the answer's
-first token is. (Report, section 8.4: separate safety checks of input and output.)
+`ask_input` and `ask_output` put requests of one token into the model's scheduler, so that they run in one
+batch with the answers: the base's weights are read once for all, and the verdict is there about when the
+answer's first token is. (Report, section 8.4: separate safety checks of input and output.)
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Guardrail:
             if not directory.is_dir():
                 there = ", ".join(sorted(known)) or "none"
                 raise PomonaError(
-                    f"guardrail {name}: the model has no such adapter (there: {there}), and it is no directory; "
-                    "add one with `pomona adapters add`"
+                    f"guardrail {name}: the model has no such adapter (there: {there}), and it is no "
+                    "directory; add one with `pomona adapters add`"
                 )
             name = directory.name if directory.name not in known else f"{directory.name}-{len(known)}"
         head = GuardrailHead.of(directory)

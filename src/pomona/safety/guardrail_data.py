@@ -28,7 +28,7 @@ from pomona.data.public_sets import read
 from pomona.errors import PomonaError
 from pomona.models.model_directory import parse_json_object
 from pomona.safety.guardrail_head import SAFE, Side
-from pomona.safety.prompt_sets import UNTAGGED, part_of, read_set
+from pomona.safety.prompt_sets import UNTAGGED, read_set
 
 TEXTS = Path(__file__).with_name("texts")
 HELD_OUT = ("cybercrime", "privacy_property")  # categories, by default
@@ -179,11 +179,11 @@ def _xstest_answers(data: Path) -> Iterator[GuardedText]:
 
 
 def _dolly(data: Path) -> list[tuple[str, str]]:
-    found = []
-    for row in _jsonl(data, "dolly_slice/dolly.jsonl"):
-        if (match := _INSTRUCTION.search(str(row["prompt"]))) is not None:
-            found.append((match[1], str(row["answer"])))
-    return found
+    return [
+        (match[1], str(row["answer"]))
+        for row in _jsonl(data, "dolly_slice/dolly.jsonl")
+        if (match := _INSTRUCTION.search(str(row["prompt"]))) is not None
+    ]
 
 
 def _dpo(data: Path) -> list[tuple[str, str]]:
@@ -223,6 +223,3 @@ def _json(data: Path, name: str) -> Any:
         return json.loads(read(path))
     except (ValueError, RecursionError) as error:
         raise PomonaError(f"{path}: is no JSON ({error}); get the data set again") from error
-
-
-__all__ = ["HELD_OUT", "EvaluationSet", "GuardedText", "evaluation_sets", "lines", "part_of", "training_rows"]

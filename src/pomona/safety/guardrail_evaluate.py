@@ -4,8 +4,8 @@
         print(result.name, result.auroc.value, result.recall.value)
 
 - *AUROC*: how often a harmful text has more harm than a harmless one (ties count half; Mann-Whitney's U).
-- *recall*: the share of harmful texts that are refused at the threshold that refuses 5% of this set's harmless
-  ones. It says how well the two are told apart whatever the calibration.
+- *recall*: the share of harmful texts that are refused at the threshold that refuses 5% of this set's
+  harmless ones. It says how well the two are told apart whatever the calibration.
 - *refused* and *over-refused*: what the guardrail's own threshold for 5% does to the harmful and to the
   harmless texts: what a user meets.
 

@@ -1,14 +1,14 @@
 """What a guardrail is asked, and how its answer is read: prompts, verdict tokens, thresholds.
 
-A guardrail is a LoRA adapter of the resident base. Its head is the base's own output layer over the last state,
-cut down to thirteen tokens: "safe" and the categories of the taxonomy. So one step of the engine gives a
-verdict, in one batch with everybody's answers, and nothing but the adapter is read besides.
+A guardrail is a LoRA adapter of the resident base. Its head is the base's own output layer over the last
+state, cut down to thirteen tokens: "safe" and the categories of the taxonomy. So one step of the engine gives
+a verdict, in one batch with everybody's answers, and nothing but the adapter is read besides.
 
     user: TEXT <end>                                -> verdict on the input
     user: REQUEST <end> assistant: ANSWER <end>     -> verdict on the output
 
 Texts are encoded as plain text: a control token spelled in one cannot end it. A longer text is judged in
-windows, and the worst one counts. What stands here of a trained guardrail is in its pomona.json, under `prompt`.
+windows, and the worst one counts. The head of a trained guardrail is in its pomona.json, under `prompt`.
 """
 
 from __future__ import annotations
@@ -64,9 +64,7 @@ class GuardrailHead(BaseModel):
         """That of a trained guardrail. PomonaError: the adapter is none."""
         record = read_record(directory)
         if record is None or record.task != TASK or record.prompt is None:
-            raise PomonaError(
-                f"{directory}: is no guardrail; train one with `pomona safety guardrail train`, or choose another"
-            )
+            raise PomonaError(f"{directory}: is no guardrail; train one with `pomona safety guardrail train`")
         try:
             return cls.model_validate(record.prompt.model_dump(exclude_none=True))
         except ValidationError as error:
@@ -133,8 +131,8 @@ class Prompts:
 
 
 def verdict_probabilities(found: TokenLogprobs, tokens: dict[str, int]) -> dict[str, float]:
-    """Verdict -> probability; they add up to 1. A verdict that is not among the likeliest tokens is given what
-    the last of these has, which is the most that it can have."""
+    """Verdict -> probability; they add up to 1. A verdict that is not among the likeliest tokens is
+    given what the last of these has, which is the most that it can have."""
     told = dict(found.top)
     least = min(told.values())
     logs = [told.get(token, least) for token in tokens.values()]

@@ -61,8 +61,8 @@ class Blocked(PomonaError):  # noqa: N818 - it is what happened to the text
 
 class Rule(BaseModel):
     """Of one side of a feature. threshold: harm from which a text is refused; without it the guardrail's own
-    for `false_positives`, the share of harmless texts that it may refuse. categories: thresholds of their own;
-    `off` takes the category's share out of the harm."""
+    for `false_positives`, the share of harmless texts that it may refuse. categories: thresholds of their
+    own; `off` takes the category's share out of the harm."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -94,8 +94,8 @@ class Rule(BaseModel):
 
 
 class FeatureRules(BaseModel):
-    """input, output: `off` judges none. patterns: lists of phrases, by name or file. message: what the user is
-    told; {side} and {category} are filled in."""
+    """input, output: `off` judges none. patterns: lists of phrases, by name or file. message: what the user
+    is told; {side} and {category} are filled in."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -2,9 +2,9 @@
 
     report = train_guardrail(base, data_folder(), target, work=Path("work"))
 
-A text is a row of a task adapter (adapters/training): its prompt, and one token to learn, the verdict. What is
-learnt is so little that a small rank is enough. Afterwards the adapter that was written judges the rows that
-were held out, in the runtime, and the quantiles of the harmless ones become its thresholds.
+A text is a row of a task adapter (adapters/training): its prompt, and one token to learn, the verdict. What
+is learnt is so little that a small rank is enough. Afterwards the adapter that was written judges the rows
+that were held out, in the runtime, and the quantiles of the harmless ones become its thresholds.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ LICENSES = {
 
 @dataclass(frozen=True)
 class GuardrailOptions:
-    """held_out: categories that nothing is learnt from, to measure on. minutes: a time budget. validation: the
-    share of rows that is not learnt and gives the thresholds. The defaults are our own choice."""
+    """held_out: categories that nothing is learnt from, to measure on. minutes: a time budget. validation:
+    the share of rows that is not learnt and gives the thresholds. The defaults are our own choice."""
 
     rank: int = 4
     lr: float = 1e-3
@@ -122,9 +122,9 @@ def train_guardrail(
     on_point: Callable[[AdaptPoint, float | None], None] | None = None,
     on_step: OnStep | None = None,
 ) -> GuardrailReport:
-    """Trains on the sets in the folder `data` and writes the guardrail to `target`. work: a folder of its own.
-
-    Raises PomonaError: no torch, a set that is missing, a target that is there, a run that made nothing better.
+    """Trains on the sets in the folder `data` and writes the guardrail to `target`. work: a folder of its
+    own. Raises PomonaError: no torch, a set that is missing, a target that is there, a run that made nothing
+    better.
     """
     need_training("guardrail")
     base, target, options = Path(base), Path(target), options or GuardrailOptions()

@@ -11,8 +11,8 @@
 
 A phrase is words, not a regular expression: nobody's list can make the matcher run for ever, as a careless
 expression can. Words match whole and in any case, whatever the white space between them; `*` at a word's end
-stands for any ending. Look-alikes of Unicode (full-width letters, invisible characters, accents that stand by
-themselves) are folded before `deny` looks, so that they do not hide a phrase; `replace` takes the text as it is.
+stands for any ending. Full-width letters, invisible characters and accents are folded before `deny` looks, so that
+they do not hide a phrase; `replace` takes the text as it is.
 (Report, section 8.4: deny and replace lists per feature stand beside the model's guardrail.)
 """
 
@@ -158,11 +158,11 @@ def _alternatives(phrases: Sequence[str]) -> re.Pattern[str] | None:
             re.escape(word.removesuffix("*")) + (r"\w*+" if word.endswith("*") else "")
             for word in phrase.split()
         ]
-        parts.append(rf"(?P<p{number}>{r'\s++'.join(words)})")
+        parts.append(f"(?P<p{number}>" + r"\s++".join(words) + ")")
     return re.compile(rf"(?<!\w)(?:{'|'.join(parts)})(?!\w)", re.IGNORECASE) if parts else None
 
 
 def folded(text: str) -> str:
-    """In one form: compatibility letters as plain ones, no accents and no invisible characters, lower case."""
+    """In one form: compatibility letters as plain ones, no accents, no invisible characters, lower case."""
     plain = unicodedata.normalize("NFKD", text).casefold()
     return "".join(c for c in plain if unicodedata.category(c) not in ("Mn", "Cf"))
