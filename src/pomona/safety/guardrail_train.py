@@ -22,7 +22,7 @@ import numpy as np
 
 from pomona.adapters.metadata import AdapterRecord
 from pomona.adapters.options import PASS_TOKENS, AdaptPoint
-from pomona.adapters.packing import Example, split
+from pomona.adapters.packing import Example, Split, split
 from pomona.compression.training.options import LoopOptions
 from pomona.errors import PomonaError
 from pomona.models.locking import locked_folder
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 INPUT_TOKENS = 64  # longer requests are left out: a cut one would be told from the others by its cut
 ANSWER_TOKENS = (12, 48)  # an answer is cut somewhere between, as a stream is when it is judged
 HARMLESS_ANSWERS = 260
+WATCHED_ROWS = 100  # of the validation rows, for the loss on the way; all of them give the thresholds
 LICENSES = {
     "pomona": "Apache-2.0",
     "advbench": "MIT",
@@ -145,7 +146,8 @@ def train_guardrail(
         shutil.rmtree(folder / "run", ignore_errors=True)
         (folder / "run").mkdir()
         network = Network.load(base)
-        objective = Answers(network, parts, pass_tokens=PASS_TOKENS, data=_digest(rows))
+        watched = Split(parts.train, parts.held_out[:WATCHED_ROWS])
+        objective = Answers(network, watched, pass_tokens=PASS_TOKENS, data=_digest(rows))
         trainer = TaskTrainer(network, objective, options.loop(len(parts.train)), folder / "run")
         outcome = trainer.run(progress=progress, on_point=on_point, on_step=on_step)
         if not outcome.improved:

@@ -11,9 +11,9 @@
 
 A phrase is words, not a regular expression: nobody's list can make the matcher run for ever, as a careless
 expression can. Words match whole and in any case, whatever the white space between them; `*` at a word's end
-stands for any ending. Full-width letters, invisible characters and accents are folded before `deny` looks, so that
-they do not hide a phrase; `replace` takes the text as it is.
-(Report, section 8.4: deny and replace lists per feature stand beside the model's guardrail.)
+stands for any ending. Full-width letters, invisible characters and accents are folded before `deny` looks, so
+that they do not hide a phrase; `replace` takes the text as it is. (Report, section 8.4: deny and replace lists
+per feature stand beside the model's guardrail.)
 """
 
 from __future__ import annotations
