@@ -133,10 +133,9 @@ class Guardrail:
                 return Known(known)
         return self._ask("input", self._prompts.of_input(text), key)
 
-    def ask_output(self, request: str, answer: str, *, last: bool = False) -> Waiting:
-        """last: only the last window of the answer, for what was judged before and has grown."""
-        prompts = self._prompts.of_output(request, answer)
-        return self._ask("output", prompts[-1:] if last else prompts, b"")
+    def ask_output(self, request: str, answer: str, *, judged: int = 0) -> Waiting:
+        """judged: letters of the answer that were judged before; windows of them alone are left out."""
+        return self._ask("output", self._prompts.of_output(request, answer, judged), b"")
 
     def input(self, text: str) -> Verdict:
         return self.ask_input(text).result()

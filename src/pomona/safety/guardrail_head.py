@@ -106,12 +106,14 @@ class Prompts:
 
     def of_input(self, text: str) -> list[tuple[int, ...]]:
         """One for every window of the text; none for an empty one."""
-        return [self.user(window) for window in self._windows(text)]
+        return [self.user(window) for window in self._windows(self.encode(text))]
 
-    def of_output(self, request: str, answer: str) -> list[tuple[int, ...]]:
-        """The same of an answer, each after the end of the request that it answers."""
+    def of_output(self, request: str, answer: str, judged: int = 0) -> list[tuple[int, ...]]:
+        """The same of an answer, each after the end of the request that it answers. judged: letters of it
+        that need no window any more."""
         asked = self.encode(request)[-self._window :]
-        return [self.exchange(asked, window) for window in self._windows(answer)]
+        known = len(self.encode(answer[:judged])) - 1 if judged else 0  # its last token may go on
+        return [self.exchange(asked, window) for window in self._windows(self.encode(answer), known)]
 
     def encode(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, parse_special=False)
@@ -122,12 +124,14 @@ class Prompts:
     def exchange(self, asked: list[int], answer: list[int]) -> tuple[int, ...]:
         return (*self.user(asked), *self._assistant, *answer, self._end)
 
-    def _windows(self, text: str) -> list[list[int]]:
-        """Neighbours share an eighth, so that no sentence is cut in both."""
-        ids, size = self.encode(text), self._window
+    def _windows(self, ids: list[int], known: int = 0) -> list[list[int]]:
+        """Those that reach beyond `known` tokens. Neighbours share an eighth, so that no sentence is cut in
+        both."""
+        size = self._window
         step = size - size // 8
         count = max(math.ceil((len(ids) - size) / step), 0) + 1 if ids else 0
-        return [ids[number * step : number * step + size] for number in range(count)]
+        starts = [number * step for number in range(count)]
+        return [ids[start : start + size] for start in starts if start + size > known]
 
 
 def verdict_probabilities(found: TokenLogprobs, tokens: dict[str, int]) -> dict[str, float]:

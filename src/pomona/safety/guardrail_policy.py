@@ -169,11 +169,11 @@ class GuardrailPolicy(BaseModel):
 
     def denied(self, feature: str, side: Side, text: str) -> Refusal | None:
         """By the lists of phrases."""
-        rules = self.of(feature)
-        match: Match | None = rules.lists.denied(text, side)
-        if match is None:
-            return None
-        told = _told(rules, side, match.category)
+        match = self.of(feature).lists.denied(text, side)
+        return None if match is None else self.matched(feature, side, match)
+
+    def matched(self, feature: str, side: Side, match: Match) -> Refusal:
+        told = _told(self.of(feature), side, match.category)
         return Refusal(feature, side, match.category, told, phrase=match.phrase)
 
 

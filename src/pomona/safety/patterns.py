@@ -12,8 +12,8 @@
 A phrase is words, not a regular expression: nobody's list can make the matcher run for ever, as a careless
 expression can. Words match whole and in any case, whatever the white space between them; `*` at a word's end
 stands for any ending. Full-width letters, invisible characters and accents are folded before `deny` looks, so
-that they do not hide a phrase; `replace` takes the text as it is. (Report, section 8.4: deny and replace lists
-per feature stand beside the model's guardrail.)
+that they do not hide a phrase; `replace` takes the text as it is. (Report, section 8.4: deny and replace
+lists per feature stand beside the model's guardrail.)
 """
 
 from __future__ import annotations
@@ -124,11 +124,7 @@ class Patterns:
             return text
         return pattern.sub(lambda found: entries[int(found.lastgroup[1:])].text, text)  # type: ignore[index]
 
-    @property
-    def replaces(self) -> bool:
-        return self._replaced[1] is not None
-
-    @property
+    @cached_property
     def longest(self) -> int:
         """Letters of the longest phrase: so much of a text that grows must be looked at again."""
         phrases = [len(e.phrase) for one in self._lists for e in (*one.deny, *one.replace)]
@@ -147,6 +143,42 @@ class Patterns:
     def _replaced(self) -> tuple[list[Replace], re.Pattern[str] | None]:
         entries = [entry for one in self._lists for entry in one.replace]
         return entries, _alternatives([entry.phrase for entry in entries])
+
+
+class PhraseFilter:
+    """An answer that arrives in pieces: push() gives what of it can be shown, with its replacements.
+
+    Held back is the last word, which may go on, and as much before it as a phrase may take. `found`: the
+    phrase that must not pass; nothing follows it.
+    """
+
+    def __init__(self, patterns: Patterns) -> None:
+        self._patterns = patterns
+        self._held = ""
+        self.found: Match | None = None
+
+    def push(self, piece: str) -> str:
+        if not self._patterns.longest:
+            return piece
+        if self.found is not None:
+            return ""
+        text = self._held + piece
+        whole = max(text.rfind(" "), text.rfind("\n")) + 1
+        self.found = self._patterns.denied(text[:whole], "output")
+        if self.found is not None:
+            return ""
+        text = self._patterns.replaced(text[:whole]) + text[whole:]
+        whole = len(text) - self._patterns.longest - 1
+        cut = max(text.rfind(" ", 0, whole), text.rfind("\n", 0, whole)) + 1 if whole > 0 else 0
+        self._held = text[cut:]
+        return text[:cut]
+
+    def flush(self) -> str:
+        """What was held back, when nothing follows."""
+        text, self._held = self._held, ""
+        if self.found is None and self._patterns.longest:
+            self.found = self._patterns.denied(text, "output")
+        return "" if self.found is not None else self._patterns.replaced(text)
 
 
 def _alternatives(phrases: Sequence[str]) -> re.Pattern[str] | None:
