@@ -77,10 +77,7 @@ def test_a_refused_answer_is_not_asked_for_elsewhere(shield: Shield) -> None:
 
 def test_a_stream_shows_nothing_before_it_is_judged(shield: Shield) -> None:
     async def pieces(model: AnsweringModel) -> list[Any]:
-        found = []
-        async for event in stream(plans.summarize("A picnic.", model=model)):
-            found.append(event)
-        return found
+        return [event async for event in stream(plans.summarize("A picnic.", model=model))]
 
     good, bad = AnsweringModel(lambda _: "A picnic."), AnsweringModel(lambda _: "A burglary.")
     good.shield = bad.shield = shield

@@ -1,4 +1,4 @@
-"""The guardrail: its verdict is a step of the engine, whatever else is in the batch, and it judges all of a text."""
+"""The guardrail: a verdict is a step of the engine, whatever else is in the batch, and all of a text counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -86,7 +87,7 @@ def test_windows_cover_a_text_and_share_an_eighth(model: Model) -> None:
         windows = prompts._windows(list(range(length)))
         assert set().union(*windows) == set(range(length))
         assert all(len(window) == 64 for window in windows[:-1])
-        assert all(a[-8:] == b[:8] for a, b in zip(windows, windows[1:], strict=False))
+        assert all(a[-8:] == b[:8] for a, b in pairwise(windows))
     assert prompts._windows([]) == []
     # Of a text that grows, what was not in a window before is in one now.
     for known in (10, 64, 100, 150):
@@ -181,7 +182,9 @@ def test_the_zoos_guardrail_tells_a_burglar_from_a_baker(smollm2_4bit_dir: Path,
     guardrail runs as one of this base."""
     mark = describe(smollm2_4bit_dir).fingerprint
     entry = zoo.find(mark, "guardrail")
-    source = entry.path if entry else zoo.root() / "smollm2-135m-4bit" / "guardrail"  # type: ignore[attr-defined]
+    place = zoo.folder()
+    assert place is not None
+    source = entry.path if entry else place / "smollm2-135m-4bit" / "guardrail"
     target = tmp_path / "guardrail"
     target.mkdir()
     for file in source.iterdir():

@@ -1,4 +1,4 @@
-"""Lists of phrases: what they match, what they do not, and that no list and no text makes the matcher slow."""
+"""Lists of phrases: what they match, what they do not, and that no list and no text makes them slow."""
 
 from __future__ import annotations
 
@@ -33,8 +33,7 @@ def patterns(
         "(blue\ngizmo)",
         "ｂｌｕｅ gizmo",
         "bl\u200bue gizmo",
-        "blúe gizmo",
-        "blue gizmo",
+        "blu\u0301e gizmo",
     ],
 )
 def test_words_match_in_any_dress(text: str) -> None:
