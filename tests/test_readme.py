@@ -62,7 +62,8 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
 
 
-GROUPS = {"adapters", "align", "data", "pretrain"}  # commands that have commands of their own
+GROUPS = {"adapters", "align", "data", "pretrain", "safety"}  # commands that have commands of their own
+NESTED = {("safety", "review"), ("safety", "data"), ("safety", "memorisation")}  # and these have theirs
 
 
 @cache
@@ -84,7 +85,8 @@ def test_every_command_and_option_has_help(name: str) -> None:
     for words in run((ROOT / name).read_text(encoding="utf-8")):
         if not re.fullmatch(r"[a-z][a-z-]*", words[0]):
             continue  # `pomona COMMAND`, `pomona --version`
-        code, page = help_page(*words[: 2 if words[0] in GROUPS and len(words) > 1 else 1])
+        depth = 3 if tuple(words[:2]) in NESTED else 2 if words[0] in GROUPS else 1
+        code, page = help_page(*words[:depth])
         assert code == 0, f"pomona {words[0]} --help: {page}"
         for option in (
             word.partition("=")[0] for word in words[1:] if word.startswith("--") and word != "--"
