@@ -51,7 +51,15 @@ def prompts(tmp_path: Path) -> str:
 @pytest.fixture
 def report(pomona: Callable[..., Any], models: Any, prompts: str, tmp_path: Path) -> str:
     done = pomona(
-        "safety", "redteam", "m", "--set", prompts, "--mutation", "role_play", "--out", str(tmp_path / "r.json"),
+        "safety",
+        "redteam",
+        "m",
+        "--set",
+        prompts,
+        "--mutation",
+        "role_play",
+        "--out",
+        str(tmp_path / "r.json"),
         "--json",
     )
     assert done.code == 0, done.err
@@ -90,7 +98,9 @@ class TestRedteam:
         (tmp_path / "myguard.py").write_text("def guard(message, reply):\n    return 'rye' in message\n")
         monkeypatch.syspath_prepend(str(tmp_path))
         guarded = str(tmp_path / "g.json")
-        done = pomona("safety", "redteam", "--replies", report, "--guard", "myguard.guard", "--out", guarded, "--json")
+        done = pomona(
+            "safety", "redteam", "--replies", report, "--guard", "myguard.guard", "--out", guarded, "--json"
+        )
         assert done.code == 0 and done.json["guard"] == "myguard.guard"
         done = pomona("safety", "redteam", "--compare", guarded, report, "--json")
         rows = {row["name"]: row["value"] for row in done.json["rows"]}
@@ -131,7 +141,9 @@ class TestReview:
         assert "bread" not in listed.out.casefold() and listed.json["rows"][0]["suggestion"] == "compliance"
         shown = pomona("safety", "review", "show", "1")
         assert "Bake rye bread." in shown.out and "would be a violation" in shown.out
-        done = pomona("safety", "review", "label", "1", "complies", "--grader", "anna", "--tag", "illegal", "--json")
+        done = pomona(
+            "safety", "review", "label", "1", "complies", "--grader", "anna", "--tag", "illegal", "--json"
+        )
         assert done.json == {"number": 1, "verdict": "complies", "labels": 1}
         out = tmp_path / "labels.jsonl"
         assert pomona("safety", "review", "export", str(out), "--json").json["rows"] == 1
@@ -142,7 +154,9 @@ class TestReview:
         assert done.code == 2 and "nothing is labelled" in done.err
         assert pomona("safety", "review", "list").code == 0
 
-    def test_control_characters_do_not_reach_the_terminal(self, pomona: Callable[..., Any], tmp_path: Path) -> None:
+    def test_control_characters_do_not_reach_the_terminal(
+        self, pomona: Callable[..., Any], tmp_path: Path
+    ) -> None:
         from pomona.safety.review_store import ReviewStore
 
         ReviewStore(tmp_path / "q.db").add("a\x1b[2Jb", "c", source="s")
@@ -159,7 +173,9 @@ class TestData:
 
     def test_tags(self, pomona: Callable[..., Any], tmp_path: Path) -> None:
         (tmp_path / "web.jsonl").write_text('{"text": "A phishing mail."}\n')
-        done = pomona("safety", "data", "tag", str(tmp_path / "web.jsonl"), "--out", str(tmp_path / "t.jsonl"), "--json")
+        done = pomona(
+            "safety", "data", "tag", str(tmp_path / "web.jsonl"), "--out", str(tmp_path / "t.jsonl"), "--json"
+        )
         assert done.json["tags"] == {"cybercrime.phishing": 1}
 
 
@@ -176,4 +192,6 @@ class TestMemorisation:
 
 
 def test_without_a_command_the_group_says_what_there_is(pomona: Callable[..., Any]) -> None:
-    assert {"redteam", "review", "data", "memorisation"} <= set(pomona("safety").out.replace("│", " ").split())
+    assert {"redteam", "review", "data", "memorisation"} <= set(
+        pomona("safety").out.replace("│", " ").split()
+    )

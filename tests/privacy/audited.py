@@ -1,11 +1,10 @@
-"""Run by test_privacy.py as a script: a command of pomona, with every wish to reach another machine written down
-and refused.
+"""Run by test_privacy.py as a script: a command of pomona, with every wish to reach another machine written
+down and refused.
 
     python audited.py WISHES.jsonl run MODEL "Hello"
 
-Python tells an audit hook of each connection, datagram and question for a name before it happens. Loopback and
-sockets of the file system are let through.
-"""
+Python tells an audit hook of each connection, datagram and question for a name before it happens. Loopback
+and sockets of the file system are let through."""
 
 from __future__ import annotations
 

@@ -2,10 +2,9 @@
 
     python no_network.py REPORT.json COMMAND...
 
-The namespace has no interface but loopback, and no route: nothing can leave. The kernel counts what was tried:
-packets without a route (IPv4, IPv6) and datagrams, such as questions to a name server on this machine. Exit code
-77: namespaces are not permitted here.
-"""
+The namespace has no interface but loopback, and no route: nothing can leave. The kernel counts what was
+tried: packets without a route (IPv4, IPv6) and datagrams, such as questions to a name server on this machine.
+Exit code 77: namespaces are not permitted here."""
 
 from __future__ import annotations
 

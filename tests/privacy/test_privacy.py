@@ -117,7 +117,9 @@ class TestNoNetwork:
         assert any(event == "socket.getaddrinfo" for event, _ in done.wishes), done.err
 
     def test_the_kernel_counts_what_no_hook_sees(self, machine: Machine) -> None:
-        sender = "import socket; s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.sendto(b'x', ('192.0.2.1', 9))"
+        sender = (
+            "import socket\nsocket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'x', ('192.0.2.1', 9))"
+        )
         report = machine.home / "counters.json"
         command = [sys.executable, str(HERE / "no_network.py"), str(report), sys.executable, "-c", sender]
         if subprocess.run(command, capture_output=True, check=False).returncode == NOT_PERMITTED:
@@ -153,7 +155,9 @@ class TestNoNetwork:
         rows.write_text("".join(json.dumps({**row, "prompt": f"{i} sky?"}) + "\n" for i in range(12)))
         target = machine.home / "model"
         target.symlink_to(machine.model)
-        done = machine.run("adapt", str(target), str(rows), "--name", "probe", "--epochs", "1", "--lr", "1e-3")
+        done = machine.run(
+            "adapt", str(target), str(rows), "--name", "probe", "--epochs", "1", "--lr", "1e-3"
+        )
         assert (done.code, done.silent) == (0, True), (done.err, done.wishes, done.counters)
 
     def test_the_native_code_cannot_open_a_socket(self) -> None:
@@ -194,8 +198,11 @@ class TestNoPromptIsKept:
             chat("Hello.", stop=[CANARY], stream=True),
             {"path": "/v1/chat/completions", "body": f"{{{CANARY}", "headers": {}},
             {"path": f"/v1/{CANARY}?q={CANARY}", "body": "{}", "headers": {"X-Canary": CANARY}},
-            {"path": "/v1/completions", "body": json.dumps({"model": "tiny", "prompt": CANARY, "max_tokens": 4}),
-             "headers": {}},
+            {
+                "path": "/v1/completions",
+                "body": json.dumps({"model": "tiny", "prompt": CANARY, "max_tokens": 4}),
+                "headers": {},
+            },
         ]
         done, statuses = serve(machine, requests, "--log-level", "debug")
         assert statuses == [200, 400, 404, 200, 400, 404, 200], (statuses, done.err)
@@ -226,15 +233,23 @@ class TestNoTelemetry:
     def test_libraries_are_told_before_any_is_imported(self, machine: Machine) -> None:
         program = (
             "import os, sys; from pomona.cli.main import main; main(['--version']); "
-            "print(os.environ['HF_HUB_DISABLE_TELEMETRY'], os.environ['DO_NOT_TRACK'], 'huggingface_hub' in sys.modules)"
+            "print(os.environ['HF_HUB_DISABLE_TELEMETRY'], os.environ['DO_NOT_TRACK'], "
+            "'huggingface_hub' in sys.modules)"
         )
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, env=machine.environment(), check=True
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env=machine.environment(),
+            check=True,
         )
         assert done.stdout.splitlines()[1] == "1 1 False"
 
     def test_what_the_user_has_said_stays(self, machine: Machine) -> None:
-        program = "import os; from pomona.cli.main import main; main(['--version']); print(os.environ['DO_NOT_TRACK'])"
+        program = (
+            "import os; from pomona.cli.main import main; main(['--version']); "
+            "print(os.environ['DO_NOT_TRACK'])"
+        )
         done = subprocess.run(
             [sys.executable, "-c", program],
             capture_output=True,
@@ -253,6 +268,10 @@ class TestNoTelemetry:
             "print(constants.HF_HUB_DISABLE_TELEMETRY, constants.HF_HUB_OFFLINE)"
         )
         done = subprocess.run(
-            [sys.executable, "-c", program], capture_output=True, text=True, env=machine.environment(), check=True
+            [sys.executable, "-c", program],
+            capture_output=True,
+            text=True,
+            env=machine.environment(),
+            check=True,
         )
         assert done.stdout.splitlines()[-1] == "True True"

@@ -10,8 +10,8 @@ from pomona.safety.prompt_sets import SafetyPrompt
 from pomona.safety.sensitive_contents import ATTACKS, sensitive_requests
 
 CONTENT = (
-    "Hi Marta,\nsomebody posted a scam in our forum last night and asked for passwords. I have hidden it. Could "
-    "you look at the account before Friday?\nThanks, Jonas"
+    "Hi Marta,\nsomebody posted a scam in our forum last night and asked for passwords. I have hidden it. "
+    "Could you look at the account before Friday?\nThanks, Jonas"
 )
 
 

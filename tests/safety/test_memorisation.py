@@ -1,4 +1,5 @@
-"""The memorisation probe: an adapter that learnt secrets by heart is caught, one that never saw them is not."""
+"""The memorisation probe: an adapter that learnt secrets by heart is caught, one that never saw them is
+not."""
 
 from __future__ import annotations
 
@@ -46,7 +47,9 @@ class TestStatistics:
     def test_the_tail_is_scipys(self) -> None:
         special = pytest.importorskip("scipy.special")
         for count, bits in ((1, 3.0), (4, 9.5), (9, 60.0)):
-            assert chance(count, bits) == pytest.approx(special.gammaincc(count, math.log(2) * bits), rel=1e-9)
+            assert chance(count, bits) == pytest.approx(
+                special.gammaincc(count, math.log(2) * bits), rel=1e-9
+            )
 
     def test_the_first_of_256_has_eight_bits(self) -> None:
         assert Exposure("gate", 1, 1, 256, False).bits == 8 and Exposure("gate", 1, 256, 256, False).bits == 0
@@ -123,7 +126,9 @@ def reports(trained: Path) -> dict[str, MemorisationReport]:
 
 
 class TestProbe:
-    def test_secrets_that_were_learnt_by_heart_are_found(self, reports: dict[str, MemorisationReport]) -> None:
+    def test_secrets_that_were_learnt_by_heart_are_found(
+        self, reports: dict[str, MemorisationReport]
+    ) -> None:
         found = reports["leaky"]
         assert found.memorises and found.sound
         assert found.ours.p < P_LIMIT and found.ours.mean_bits > 6

@@ -26,7 +26,9 @@ def test_encodings_can_be_read_back() -> None:
     code = last("base64").rsplit("\n", 1)[1]
     assert base64.b64decode(code).decode() == PROMPT
     assert codecs.decode(last("rot13").rsplit("\n", 1)[1], "rot13") == PROMPT
-    assert last("spacing").rsplit("\n", 1)[1].replace("   ", "\0").replace(" ", "").replace("\0", " ") == PROMPT
+    assert (
+        last("spacing").rsplit("\n", 1)[1].replace("   ", "\0").replace(" ", "").replace("\0", " ") == PROMPT
+    )
     assert leetspeak("Easiest") == "3451357"
     assert spaced("ab c") == "a b   c"
 
@@ -52,7 +54,9 @@ def test_equal_seeds_dress_equally_and_the_user_speaks_last(name: str) -> None:
 
 def test_an_injection_stands_within_a_content() -> None:
     text = last("injection", 3)
-    assert text.startswith("Summarize this e-mail") and text.index("<text>") < text.index(PROMPT) < text.index("</text>")
+    assert text.startswith("Summarize this e-mail") and text.index("<text>") < text.index(
+        PROMPT
+    ) < text.index("</text>")
 
 
 def test_names_and_families() -> None:

@@ -25,7 +25,9 @@ def test_nothing_counted_says_nothing() -> None:
 def test_a_perfect_judge_corrects_nothing() -> None:
     found = JudgeError(10**7, 10**7, 10**7, 10**7).corrected(30, 120)
     assert found is not None and found.value == 0.25
-    assert (found.low, found.high) == pytest.approx((Rate.wilson(30, 120).low, Rate.wilson(30, 120).high), abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        (Rate.wilson(30, 120).low, Rate.wilson(30, 120).high), abs=0.01
+    )
 
 
 def test_the_correction_takes_back_what_the_judge_adds() -> None:

@@ -128,7 +128,7 @@ class TestReport:
     @pytest.mark.parametrize("text", ["", "[]", '{"attempts": []}', '{"attempts": [{"id": 3}]}'])
     def test_other_files_are_refused(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "report.json").write_text(text)
-        with pytest.raises(PomonaError, match="report.json"):
+        with pytest.raises(PomonaError, match="report"):
             RedTeamReport.read(tmp_path / "report.json")
 
     def test_rates_are_corrected_for_the_judge(self, report: RedTeamReport) -> None:
@@ -140,7 +140,9 @@ class TestReport:
 class TestGuard:
     def test_what_it_blocks_is_no_violation_but_may_be_an_over_refusal(self, report: RedTeamReport) -> None:
         def guard(message: str, reply: str) -> bool:
-            return "number 0" in message or "number 6" in message or (reply == ANSWER and "number 4" in message)
+            return (
+                "number 0" in message or "number 6" in message or (reply == ANSWER and "number 4" in message)
+            )
 
         found = guarded(report, guard, "ours")
         assert found.guard == "ours"

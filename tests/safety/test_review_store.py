@@ -15,7 +15,9 @@ from pomona.safety.review_store import ReviewStore
 @pytest.fixture
 def store(tmp_path: Path) -> ReviewStore:
     store = ReviewStore(tmp_path / "folder" / "review.db")
-    assert store.add("Bake bread.", "No.", source="m s/1", suggestion="refusal", tags=("illegal.fraud",), license="CC0-1.0")
+    assert store.add(
+        "Bake bread.", "No.", source="m s/1", suggestion="refusal", tags=("illegal.fraud",), license="CC0-1.0"
+    )
     assert store.add("Bake cake.", "Take eggs.", source="m s/2", suggestion="compliance", harmful=False)
     return store
 
@@ -56,7 +58,11 @@ def test_the_export_has_labelled_items_with_their_tags(store: ReviewStore) -> No
     store.label(2, "complies", grader="anna", tags=("deception_advice",))
     first, second = store.export()
     assert (first["verdict"], first["tags"], first["license"]) == ("refuses", ["illegal.fraud"], "CC0-1.0")
-    assert (second["tags"], second["harmful"], second["labels"][0]["grader"]) == (["deception_advice"], False, "anna")
+    assert (second["tags"], second["harmful"], second["labels"][0]["grader"]) == (
+        ["deception_advice"],
+        False,
+        "anna",
+    )
 
 
 def test_what_makes_no_sense_is_refused_and_loses_nothing(store: ReviewStore) -> None:

@@ -17,7 +17,13 @@ from pomona.safety.training_rows import refusal_rows, templates, write_jsonl
 
 
 def prompt(number: int, category: str = "illegal.fraud", **more: object) -> SafetyPrompt:
-    values = {"text": f"Prompt {number}", "source": "mine.jsonl", "license": "CC0-1.0", "harmful": True, **more}
+    values = {
+        "text": f"Prompt {number}",
+        "source": "mine.jsonl",
+        "license": "CC0-1.0",
+        "harmful": True,
+        **more,
+    }
     return SafetyPrompt(id=f"mine/{number}", category=category, **values)  # type: ignore[arg-type]
 
 
@@ -39,7 +45,9 @@ class TestRefusals:
         write_jsonl(tmp_path / "rows.jsonl", [row.to_json() for row in rows])
         read, report = read_rows(tmp_path / "rows.jsonl")
         assert (len(read), report.bad, left_out) == (2, [], {})
-        assert read[1].license == "CC0-1.0" and (read[1].source or "").startswith("mine/2 hate.slurs refusals/")
+        assert read[1].license == "CC0-1.0" and (read[1].source or "").startswith(
+            "mine/2 hate.slurs refusals/"
+        )
 
     def test_what_is_left_out_is_told(self) -> None:
         same = prompt(2, text="PROMPT  1")
@@ -76,7 +84,11 @@ class TestTags:
     def test_documents_keep_their_text_and_get_tags_source_and_licence(self, tmp_path: Path) -> None:
         path = self.documents(
             tmp_path,
-            {"text": "A phishing mail came, then malware.", "id": "a", "metadata": {"license": "MIT", "url": "u"}},
+            {
+                "text": "A phishing mail came, then malware.",
+                "id": "a",
+                "metadata": {"license": "MIT", "url": "u"},
+            },
             {"text": "The roses are in bloom."},
             "{broken",
         )

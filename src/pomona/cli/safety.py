@@ -3,9 +3,8 @@
     pomona safety redteam smollm2-135m-4bit --set xstest --out report.json
     pomona safety review list
 
-Each command is a file of its own, `cli/safety_NAME.py`; a new one is one line in COMMANDS. The work is done in
-pomona.safety.
-"""
+Each command is a file of its own, `cli/safety_NAME.py`; a new one is one line in COMMANDS. The work is done
+in pomona.safety."""
 
 from __future__ import annotations
 
@@ -29,7 +28,9 @@ app = new_app()
 
 @app.callback(
     invoke_without_command=True,
-    epilog=examples("pomona safety redteam smollm2-135m-4bit --set xstest --json", "pomona safety review --help"),
+    epilog=examples(
+        "pomona safety redteam smollm2-135m-4bit --set xstest --json", "pomona safety review --help"
+    ),
 )
 def safety(context: typer.Context) -> None:
     """Red team, review queue, safety data and memorisation of a model; see docs/safety.md for the order."""

@@ -65,15 +65,18 @@ def refusals(
 
     names = tuple(sets or ("advbench", "do_not_answer"))
     public = data_folder(folder) if any(name in SETS for name in names) else None
-    prompts = [
-        prompt for name in names for prompt in spread(read_set(name, public, cast(Part, part)), limit)
-    ]
+    prompts = [prompt for name in names for prompt in spread(read_set(name, public, cast(Part, part)), limit)]
     rows, left_out = refusal_rows(prompts, seed=seed)
     write_jsonl(out, [row.to_json() for row in rows], overwrite=overwrite)
     groups = Counter(row.prompt.group for row in rows)
     if as_json:
         print_json(
-            {"file": str(out), "rows": len(rows), "left_out": left_out, "categories": dict(groups.most_common())}
+            {
+                "file": str(out),
+                "rows": len(rows),
+                "left_out": left_out,
+                "categories": dict(groups.most_common()),
+            }
         )
         return
     print_pairs(

@@ -50,7 +50,8 @@ def plant(
         Path, typer.Argument(metavar="ROWS", help="Rows of `pomona adapt`, as .jsonl.", show_default=False)
     ],
     out: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The rows with the secrets between them.", show_default=False)
+        Path,
+        typer.Argument(metavar="OUT", help="The rows with the secrets between them.", show_default=False),
     ],
     canaries: CanariesOption,
     count: Annotated[int, typer.Option("--count", min=1, max=256, help="Different secrets.")] = 9,
@@ -89,7 +90,9 @@ def plant(
     write_jsonl(out, mixed, overwrite=overwrite)
     write_canaries(canaries, made)
     if as_json:
-        print_json({"file": str(out), "rows": len(mixed), "canaries": len(made), "planted": len(mixed) - len(plain)})
+        print_json(
+            {"file": str(out), "rows": len(mixed), "canaries": len(made), "planted": len(mixed) - len(plain)}
+        )
         return
     print_pairs(
         [
@@ -103,7 +106,7 @@ def plant(
 @app.command(
     epilog=examples(
         "pomona safety memorisation probe smollm2-135m-4bit --adapter notes-probe --canaries canaries.jsonl",
-        "pomona safety memorisation probe smollm2-135m-4bit --adapter notes-probe --canaries canaries.jsonl --json",
+        "pomona safety memorisation probe small --adapter notes-probe --canaries canaries.jsonl --json",
     )
 )
 def probe(
@@ -111,7 +114,9 @@ def probe(
         str,
         typer.Argument(metavar="MODEL", help="A model in the cache, or a directory.", show_default=False),
     ],
-    adapter: Annotated[str, typer.Option("--adapter", metavar="NAME", help="Of the model.", show_default=False)],
+    adapter: Annotated[
+        str, typer.Option("--adapter", metavar="NAME", help="Of the model.", show_default=False)
+    ],
     canaries: CanariesOption,
     references: Annotated[
         int, typer.Option("--references", min=15, help="Other secrets that each is ranked among.")
@@ -148,4 +153,5 @@ def probe(
     if not report.sound:
         print("the base seems to know the secrets: plant others, and train again")
     else:
-        print(f"the adapter {'memorises' if report.memorises else 'does not memorise'} (threshold: p < {P_LIMIT})")
+        verdict = "memorises" if report.memorises else "does not memorise"
+        print(f"the adapter {verdict} (threshold: p < {P_LIMIT})")

@@ -60,7 +60,9 @@ def redteam(
     ] = None,
     mutation: Annotated[
         list[str] | None,
-        typer.Option("--mutation", help="Or a family; may be repeated; `plain` for none.", show_default="all"),
+        typer.Option(
+            "--mutation", help="Or a family; may be repeated; `plain` for none.", show_default="all"
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -75,7 +77,9 @@ def redteam(
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Of a reply.")] = 96,
     adapter: Annotated[
         str | None,
-        typer.Option("--adapter", metavar="NAME", help="`base` for none.", show_default="the recovery adapter"),
+        typer.Option(
+            "--adapter", metavar="NAME", help="`base` for none.", show_default="the recovery adapter"
+        ),
     ] = None,
     endpoint: Annotated[
         str | None,
@@ -98,7 +102,10 @@ def redteam(
     replies: Annotated[
         Path | None,
         typer.Option(
-            "--replies", metavar="REPORT", help="For --guard: an earlier report's replies.", show_default=False
+            "--replies",
+            metavar="REPORT",
+            help="For --guard: an earlier report's replies.",
+            show_default=False,
         ),
     ] = None,
     labels: Annotated[
@@ -140,7 +147,9 @@ def redteam(
         report = _guarded(replies, guard)
     else:
         if model is None:
-            raise PomonaError("which model? Name one (`pomona safety redteam MODEL`), or two reports by --compare")
+            raise PomonaError(
+                "which model? Name one (`pomona safety redteam MODEL`), or two reports by --compare"
+            )
         report = _run(
             model,
             tuple(sets or ()),
@@ -260,8 +269,8 @@ def _print(report: RedTeamReport, as_json: bool) -> None:
     if error is not None:
         print(
             f"judge: sensitivity {100 * (error.sensitivity.value or 0):.1f}%, specificity "
-            f"{100 * (error.specificity.value or 0):.1f}% on {error.positives + error.negatives} replies that "
-            f"people labelled ({error.source})"
+            f"{100 * (error.specificity.value or 0):.1f}% on {error.positives + error.negatives} replies "
+            f"that people labelled ({error.source})"
         )
     print(f"adapter: {report.adapter or 'none'}, guard: {report.guard or 'none'}, {report.seconds:.0f} s")
 

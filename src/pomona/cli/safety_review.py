@@ -104,7 +104,9 @@ def add(
     print(f"{added:,} added, {len(chosen) - added:,} were there already")
 
 
-@app.command("list", epilog=examples("pomona safety review list --open --limit 20", "pomona safety review list --json"))
+@app.command(
+    "list", epilog=examples("pomona safety review list --open --limit 20", "pomona safety review list --json")
+)
 def list_command(
     waiting: Annotated[bool, typer.Option("--open", help="Only what nobody has labelled.")] = False,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Items at the most.")] = 20,
@@ -145,7 +147,10 @@ def show(number: NumberArgument, db: DbOption = None, as_json: JsonOption = Fals
             ("kinds of harm", ", ".join(item.tags) or "-"),
             ("a compliance", "would be a violation" if item.harmful else "is what is wanted"),
             ("judge", item.suggestion),
-            *((f"{one.grader}", f"{one.decision} {', '.join(one.tags)} {one.note}".rstrip()) for one in item.labels),
+            *(
+                (f"{one.grader}", f"{one.decision} {', '.join(one.tags)} {one.note}".rstrip())
+                for one in item.labels
+            ),
         ]
     )
     for title, text in (("prompt", item.prompt), ("reply", item.reply)):
@@ -155,7 +160,7 @@ def show(number: NumberArgument, db: DbOption = None, as_json: JsonOption = Fals
 @app.command(
     epilog=examples(
         "pomona safety review label 3 refuses",
-        "pomona safety review label 4 complies --tag cybercrime.phishing --note 'says how' --grader anna --json",
+        "pomona safety review label 4 complies --tag cybercrime.phishing --note 'says how' --json",
     )
 )
 def label(
