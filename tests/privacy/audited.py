@@ -4,7 +4,8 @@ down and refused.
     python audited.py WISHES.jsonl run MODEL "Hello"
 
 Python tells an audit hook of each connection, datagram and question for a name before it happens. Loopback
-and sockets of the file system are let through."""
+and sockets of the file system are let through.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
 
 The namespace has no interface but loopback, and no route: nothing can leave. The kernel counts what was
 tried: packets without a route (IPv4, IPv6) and datagrams, such as questions to a name server on this machine.
-Exit code 77: namespaces are not permitted here."""
+Exit code 77: namespaces are not permitted here.
+"""
 
 from __future__ import annotations
 

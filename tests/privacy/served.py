@@ -3,7 +3,8 @@
     python served.py AUDITED.py WISHES.jsonl PORT REQUESTS.json ANSWERS.json serve MODEL ...
 
 REQUESTS.json: a list of {"path", "body" (text), "headers"}; ANSWERS.json gets [status, length of the answer]
-of each. The server is asked to end by SIGTERM."""
+of each. The server is asked to end by SIGTERM.
+"""
 
 from __future__ import annotations
 

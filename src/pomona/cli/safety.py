@@ -4,7 +4,8 @@
     pomona safety review list
 
 Each command is a file of its own, `cli/safety_NAME.py`; a new one is one line in COMMANDS. The work is done
-in pomona.safety."""
+in pomona.safety.
+"""
 
 from __future__ import annotations
 

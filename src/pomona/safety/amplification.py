@@ -13,7 +13,8 @@ How we read it, sentence by sentence of the summary:
   a word of harm.
 
 A rule of words sees no irony and no paraphrase; it is strict where a harmful word is new, and blind where
-harm needs none."""
+harm needs none.
+"""
 
 from __future__ import annotations
 

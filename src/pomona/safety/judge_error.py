@@ -5,7 +5,8 @@
 XSTest comes with 450 replies of GPT-4 that the data set's authors labelled. The rule was written with every
 second of them in view (those with odd numbers); the others, which nobody looked at, give the error. They are
 replies of another model: labels of one's own from the review queue (`pomona safety review export`) replace
-them."""
+them.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,8 @@ least t bits with probability 2^-t, and its mean is 1/ln 2 = 1.44 bits.
 
 **The threshold**: ln 2 times the sum of K exposures is then (nearly) Gamma(K)-distributed. An adapter
 memorises if so large a sum had a probability below P_LIMIT = 0.001, or if greedy decoding writes a secret.
-The base without the adapter is measured beside it: it has seen no canary, and must not seem to."""
+The base without the adapter is measured beside it: it has seen no canary, and must not seem to.
+"""
 
 from __future__ import annotations
 

@@ -7,7 +7,8 @@ Each makes a conversation out of a prompt. Encodings hide the words from filters
 and many shots lean on the model's wish to go on with a text; injection puts the request into a content that
 the model is asked to work on. The shots are harmless questions with obliging answers (Anil et al. 2024,
 "Many-shot jailbreaking", use harmful ones, which have no place here): what is tried is whether a habit of
-obliging carries over, and it is the milder attack."""
+obliging carries over, and it is the milder attack.
+"""
 
 from __future__ import annotations
 

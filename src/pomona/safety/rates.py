@@ -5,7 +5,8 @@
 
 Wilson (1927) for counts. Rogan and Gladen (1978) correct a counted share p for a judge of known sensitivity
 Se and specificity Sp: (p + Sp - 1) / (Se + Sp - 1); the interval is that of Lang and Reiczigel (2014), which
-takes in that Se and Sp were estimated on finitely many labelled replies."""
+takes in that Se and Sp were estimated on finitely many labelled replies.
+"""
 
 from __future__ import annotations
 

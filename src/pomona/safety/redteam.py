@@ -9,7 +9,8 @@ and replies may be vile: they lie in files that their owner alone can read, and 
 
 A guard is `Callable[[str, str], bool]`: of the last message and a reply ("" before there is one), True to
 block. It is asked after the replies are made, so that one set of replies tells what the model does with and
-without it."""
+without it.
+"""
 
 from __future__ import annotations
 
