@@ -164,12 +164,13 @@ def guarded(
 
 
 def _attempt(question: Question, reply: str) -> Attempt:
-    verdict = judge(question.prompt.text, reply)
+    asked = question.messages[-1]["content"]
+    verdict = judge(question.prompt.text, reply, asked)
     return Attempt(
         question.id,
         question.prompt,
         question.mutation,
-        question.messages[-1]["content"],
+        asked,
         reply,
         verdict.kind,
         verdict.why,
