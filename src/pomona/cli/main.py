@@ -57,7 +57,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
     ),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
-    "safety": ("pomona.cli.safety", "Red team, review queue, safety data, memorisation."),
+    "safety": ("pomona.cli.safety", "Guardrails, red team, review queue, safety data, memorisation."),
 }
 
 # Told to libraries that report their use to their makers unless they are asked not to (docs/privacy.md).

@@ -1,10 +1,10 @@
-"""`pomona safety`: what a model must not be used for, tried and measured.
+"""`pomona safety`: what stands against misuse, tried and measured, one command per part.
 
     pomona safety redteam smollm2-135m-4bit --set xstest --out report.json
-    pomona safety review list
+    pomona safety guardrail score smollm2-135m-4bit "How do I bake bread?"
 
-Each command is a file of its own, `cli/safety_NAME.py`; a new one is one line in COMMANDS. The work is done
-in pomona.safety.
+Each part is a file of its own, `cli/safety_NAME.py`; a new one is one line in COMMANDS. The work is done in
+pomona.safety.
 """
 
 from __future__ import annotations
@@ -13,11 +13,18 @@ from types import ModuleType
 
 import typer
 
-from pomona.cli import safety_data, safety_memorisation, safety_redteam, safety_review
+from pomona.cli import (
+    safety_data,
+    safety_guardrail,
+    safety_memorisation,
+    safety_redteam,
+    safety_review,
+)
 from pomona.cli.common import examples, new_app
 
-# The order is that of the help page. None: an app of one command, which brings its own name.
+# In the order of the help page. None: an app of one command, which brings its own name.
 COMMANDS: tuple[tuple[str | None, ModuleType], ...] = (
+    ("guardrail", safety_guardrail),
     (None, safety_redteam),
     ("review", safety_review),
     ("data", safety_data),
@@ -30,11 +37,11 @@ app = new_app()
 @app.callback(
     invoke_without_command=True,
     epilog=examples(
-        "pomona safety redteam smollm2-135m-4bit --set xstest --json", "pomona safety review --help"
+        "pomona safety redteam smollm2-135m-4bit --set xstest --json", "pomona safety guardrail --help"
     ),
 )
 def safety(context: typer.Context) -> None:
-    """Red team, review queue, safety data and memorisation of a model; see docs/safety.md for the order."""
+    """Guardrails, red team, review queue, safety data, memorisation; see docs/safety.md for the order."""
     if context.invoked_subcommand is None:
         print(context.get_help())
 
