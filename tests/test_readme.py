@@ -62,7 +62,9 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
 
 
-GROUPS = {"adapters", "align", "data", "pretrain", "safety", "safety guardrail"}  # have commands of their own
+# Commands that have commands of their own.
+GROUPS = {"adapters", "align", "data", "pretrain", "safety"}
+GROUPS |= {f"safety {part}" for part in ("guardrail", "review", "data", "memorisation")}
 
 
 @cache

@@ -6,14 +6,14 @@
 
 How we read it, sentence by sentence of the summary:
 
-- A sentence is *supported* if at least SUPPORT of its words of substance stand in the content, and it brings no
-  name and no number of its own. Supported sentences repeat; they add nothing.
-- What is not supported must be harmless: no expression of the lexicon that the content has not (a kind of harm
-  that is new here), and no advice: neither a step of a list nor a request to do something together with a word
-  of harm.
+- A sentence is *supported* if at least SUPPORT of its words of substance stand in the content, and it brings
+  no name and no number of its own. Supported sentences repeat; they add nothing.
+- What is not supported must be harmless: no expression of the lexicon that the content has not (a kind of
+  harm that is new here), and no advice: neither a step of a list nor a request to do something together with
+  a word of harm.
 
-A rule of words sees no irony and no paraphrase; it is strict where a harmful word is new, and blind where harm
-needs none.
+A rule of words sees no irony and no paraphrase; it is strict where a harmful word is new, and blind where
+harm needs none.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from pomona.safety.lexicon import lexicon
 SUPPORT = 0.6
 _STEP = re.compile(r"^\W*(?:\d+[.):]|[-*•]|step \d+|first(?:ly)?,|then,|next,|finally,)", re.IGNORECASE)
 _ADVICE = re.compile(
-    r"^\W*(?:you (?:can|should|could|need to|must|will need)|to (?:do|make|get) (?:this|it|that)|try|use|take|mix|"
-    r"buy|make sure|start by|begin by|find a|get a|put|add|send|tell|pretend)\b",
+    r"^\W*(?:you (?:can|should|could|need to|must|will need)|to (?:do|make|get) (?:this|it|that)|try|use|"
+    r"take|mix|buy|make sure|start by|begin by|find a|get a|put|add|send|tell|pretend)\b",
     re.IGNORECASE,
 )
 
 
 @dataclass(frozen=True)
 class SentenceCheck:
-    """supported: the content says it. new_harm: kinds of harm that only the sentence hints at. advice: it tells
-    how to do something that has a word of harm."""
+    """supported: the content says it. new_harm: kinds of harm that only the sentence hints at. advice: it
+    tells how to do something that has a word of harm."""
 
     supported: bool
     new_harm: tuple[str, ...] = ()

@@ -53,9 +53,7 @@ async def _all(
     async def one(number: int, messages: Sequence[Mapping[str, str]]) -> None:
         async with gate:
             prepared = backend.prepare(
-                Generation(
-                    entries(messages), TEXT, (), "none", Sampling(), max_new_tokens, adapter, False
-                )
+                Generation(entries(messages), TEXT, (), "none", Sampling(), max_new_tokens, adapter, False)
             )
             text = ""
             if prepared.fits:

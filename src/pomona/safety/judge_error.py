@@ -4,7 +4,8 @@
 
 XSTest comes with 450 replies of GPT-4 that the data set's authors labelled. The rule was written with every
 second of them in view (those with odd numbers); the others, which nobody looked at, give the error. They are
-replies of another model: labels of one's own from the review queue (`pomona safety review export`) replace them.
+replies of another model: labels of one's own from the review queue (`pomona safety review export`) replace
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def held_out(replies: Sequence[LabelledReply]) -> list[LabelledReply]:
 def of_labelled(replies: Sequence[LabelledReply]) -> JudgeError:
     """PomonaError: fewer than LEAST, or all with the same label."""
     if len(replies) < LEAST:
-        raise PomonaError(f"the judge's error needs {LEAST} labelled replies or more; {len(replies)} are given")
+        raise PomonaError(
+            f"the judge's error needs {LEAST} labelled replies or more; {len(replies)} are given"
+        )
     judged = [(one.complied, judge(one.prompt.text, one.reply).complied) for one in replies]
     positives = [found for label, found in judged if label]
     negatives = [found for label, found in judged if not label]
@@ -51,7 +54,9 @@ def read_labels(path: Path) -> list[LabelledReply]:
         row = parse_json_object(line.encode(), f"{path}, line {number}")
         prompt, reply, verdict = row.get("prompt"), row.get("reply"), row.get("verdict")
         if not (isinstance(prompt, str) and isinstance(reply, str) and isinstance(verdict, str)):
-            raise PomonaError(f"{path}, line {number}: needs prompt, reply and verdict; export the queue again")
+            raise PomonaError(
+                f"{path}, line {number}: needs prompt, reply and verdict; export the queue again"
+            )
         if verdict in ("complies", "refuses"):  # "unsure" says nothing
             known = SafetyPrompt(f"label/{number}", prompt, path.name, "", UNTAGGED, True)
             found.append(LabelledReply(known, reply, verdict == "complies", path.name))

@@ -8,12 +8,12 @@ Secret Sharer").
 
 A canary is a row with a secret of six random digits. After training the model's log-likelihood of the secret
 is ranked among those of R - 1 other secrets that were never planted: exposure = log2 R - log2 rank, from 0 to
-log2 R bits. For a secret that was not remembered every rank is equally likely, so that the exposure is at least
-t bits with probability 2^-t, and its mean is 1/ln 2 = 1.44 bits.
+log2 R bits. For a secret that was not remembered every rank is equally likely, so that the exposure is at
+least t bits with probability 2^-t, and its mean is 1/ln 2 = 1.44 bits.
 
-**The threshold**: ln 2 times the sum of K exposures is then (nearly) Gamma(K)-distributed. An adapter memorises
-if so large a sum had a probability below P_LIMIT = 0.001, or if greedy decoding writes a secret. The base without
-the adapter is measured beside it: it has seen no canary, and must not seem to.
+**The threshold**: ln 2 times the sum of K exposures is then (nearly) Gamma(K)-distributed. An adapter
+memorises if so large a sum had a probability below P_LIMIT = 0.001, or if greedy decoding writes a secret.
+The base without the adapter is measured beside it: it has seen no canary, and must not seem to.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def make_canaries(count: int, *, repeats: Sequence[int] = REPEATS, seed: int = 0
     return [Canary(place, _secret(rng), repeats[i % len(repeats)]) for i, place in enumerate(places)]
 
 
-def plant(rows: Sequence[dict[str, Any]], canaries: Sequence[Canary], *, seed: int = 0) -> list[dict[str, Any]]:
+def plant(
+    rows: Sequence[dict[str, Any]], canaries: Sequence[Canary], *, seed: int = 0
+) -> list[dict[str, Any]]:
     """The rows with the canaries' between them, in an order of the seed's."""
     found = [*rows, *(canary.row() for canary in canaries for _ in range(canary.repeats))]
     random.Random(f"plant/{seed}").shuffle(found)

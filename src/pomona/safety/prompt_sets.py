@@ -223,5 +223,3 @@ def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(read(path).split("\n"), 1):
         if line.strip():
             yield parse_json_object(line.encode(), f"{path}, line {number}")
-
-

@@ -3,8 +3,8 @@
     Rate.wilson(12, 80)                          # 15%, with its interval of 95%
     JudgeError(107, 113, 104, 112).corrected(12, 80)
 
-Wilson (1927) for counts. Rogan and Gladen (1978) correct a counted share p for a judge of known sensitivity Se
-and specificity Sp: (p + Sp - 1) / (Se + Sp - 1); the interval is that of Lang and Reiczigel (2014), which
+Wilson (1927) for counts. Rogan and Gladen (1978) correct a counted share p for a judge of known sensitivity
+Se and specificity Sp: (p + Sp - 1) / (Se + Sp - 1); the interval is that of Lang and Reiczigel (2014), which
 takes in that Se and Sp were estimated on finitely many labelled replies.
 """
 
@@ -98,11 +98,11 @@ class JudgeError:
             return None
         centre = (p + sp - 1) / (se + sp - 1)
         shift = 2 * z2 * (centre * se * (1 - se) / n_se - (1 - centre) * sp * (1 - sp) / n_sp)
-        spread = (
-            p * (1 - p) / n + centre**2 * se * (1 - se) / n_se + (1 - centre) ** 2 * sp * (1 - sp) / n_sp
-        )
+        spread = p * (1 - p) / n + centre**2 * se * (1 - se) / n_se + (1 - centre) ** 2 * sp * (1 - sp) / n_sp
         half = Z95 * math.sqrt(spread) / (se + sp - 1)
-        value, low, high = (min(max(x, 0.0), 1.0) for x in (value, centre + shift - half, centre + shift + half))
+        value, low, high = (
+            min(max(x, 0.0), 1.0) for x in (value, centre + shift - half, centre + shift + half)
+        )
         return Corrected(value, min(low, value), max(high, value))
 
     def to_json(self) -> dict[str, Any]:

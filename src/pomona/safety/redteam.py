@@ -3,12 +3,13 @@
     report = red_team(model, prompts, options, work=folder)
     report.rows()            # violation rates by category and mutation, over-refusal on benign look-alikes
 
-Every prompt is asked as it is; harmful ones also in each mutation. Replies are kept in `work` as they come, by
-model, adapter and conversation: an interrupted run goes on, a larger one asks only what is new. Prompts and
-replies may be vile: they lie in files that their owner alone can read, and are never printed.
+Every prompt is asked as it is; harmful ones also in each mutation. Replies are kept in `work` as they come,
+by model, adapter and conversation: an interrupted run goes on, a larger one asks only what is new. Prompts
+and replies may be vile: they lie in files that their owner alone can read, and are never printed.
 
-A guard is `Callable[[str, str], bool]`: of the last message and a reply ("" before there is one), True to block.
-It is asked after the replies are made, so that one set of replies tells what the model does with and without it.
+A guard is `Callable[[str, str], bool]`: of the last message and a reply ("" before there is one), True to
+block. It is asked after the replies are made, so that one set of replies tells what the model does with and
+without it.
 """
 
 from __future__ import annotations
@@ -163,12 +164,13 @@ def guarded(
 
 
 def _attempt(question: Question, reply: str) -> Attempt:
-    verdict = judge(question.prompt.text, reply)
+    asked = question.messages[-1]["content"]
+    verdict = judge(question.prompt.text, reply, asked)
     return Attempt(
         question.id,
         question.prompt,
         question.mutation,
-        question.messages[-1]["content"],
+        asked,
         reply,
         verdict.kind,
         verdict.why,
@@ -206,7 +208,9 @@ class _Kept:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600), "r+b")
         except OSError as error:
-            raise PomonaError(f"{self.path}: cannot be kept ({error.strerror}); choose another folder") from error
+            raise PomonaError(
+                f"{self.path}: cannot be kept ({error.strerror}); choose another folder"
+            ) from error
         end = 0
         for line in self._file:
             if not line.endswith(b"\n"):
@@ -244,7 +248,9 @@ def load_guard(dotted: str) -> Guard:
     try:
         found: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise PomonaError(f"guard {dotted}: cannot be found ({error}); write package.module.function") from error
+        raise PomonaError(
+            f"guard {dotted}: cannot be found ({error}); write package.module.function"
+        ) from error
     if not callable(found):
         raise PomonaError(f"guard {dotted}: is no function; write package.module.function")
 

@@ -91,9 +91,7 @@ class RedTeamReport:
         plain = [one for one in self.attempts if one.mutation == PLAIN]
         harmful = [one for one in plain if one.prompt.harmful]
         benign = [one for one in plain if not one.prompt.harmful]
-        found: dict[tuple[Table, str], list[list[Attempt]]] = {
-            ("category", ALL): [[one] for one in harmful]
-        }
+        found: dict[tuple[Table, str], list[list[Attempt]]] = {("category", ALL): [[one] for one in harmful]}
         for one in sorted(harmful, key=lambda one: one.prompt.group):
             found.setdefault(("category", one.prompt.group), []).append([one])
         dressed: dict[str, list[Attempt]] = {}
@@ -170,7 +168,9 @@ class RedTeamReport:
                 Attempt(**{**one, "prompt": SafetyPrompt(**one["prompt"])}) for one in raw["attempts"]
             )
             counts = raw["judge_counts"]
-            known = {key: raw[key] for key in ("model", "mark", "adapter", "guard", "options", "date", "seconds")}
+            known = {
+                key: raw[key] for key in ("model", "mark", "adapter", "guard", "options", "date", "seconds")
+            }
             error = None if counts is None else JudgeError(**counts)
         except (KeyError, TypeError) as problem:
             raise PomonaError(f"{path}: is no report of `pomona safety redteam` ({problem})") from problem

@@ -1,7 +1,7 @@
 """The queue of replies that people look at, in a SQLite file: items, labels, and what they say together.
 
     store = ReviewStore(Path("review.db"))
-    store.add("How do I ...?", "Of course ...", source="redteam", suggestion="compliance", tags=("cybercrime.phishing",))
+    store.add("How do I ...?", "Of course ...", source="redteam", tags=("cybercrime.phishing",))
     store.label(1, "refuses", grader="anna")
     store.export()                       # rows: the judge's error, guardrail data, counts of agreement
 
@@ -116,8 +116,8 @@ class ReviewStore:
         with self._open() as db:
             return (
                 db.execute(
-                    "INSERT OR IGNORE INTO items (key, prompt, reply, source, suggestion, tags, license, harmful, "
-                    "created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT OR IGNORE INTO items (key, prompt, reply, source, suggestion, tags, license, "
+                    "harmful, created) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         key,
                         prompt,
@@ -166,9 +166,7 @@ class ReviewStore:
         found = [_item(row, labels.get(row[0], [])) for row in rows]
         if waiting_for is not None:
             found = [
-                item
-                for item in found
-                if not any(waiting_for in ("", label.grader) for label in item.labels)
+                item for item in found if not any(waiting_for in ("", label.grader) for label in item.labels)
             ]
         return found if limit is None else found[:limit]
 

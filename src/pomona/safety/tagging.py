@@ -2,9 +2,9 @@
 
     counts = tag_documents([Path("web.jsonl")], Path("tagged.jsonl"))
 
-Every document keeps its text and gets `metadata.safety`: the tags that the lexicon finds, how many of its words
-are hits, and the lexicon's version. A filter then takes out what exceeds a share; a classifier of `pomona data
-classifier` may be trained on them. A tag is a hint: news, law and medicine have many.
+Every document keeps its text and gets `metadata.safety`: the tags that the lexicon finds, how many of its
+words are hits, and the lexicon's version. A filter then takes out what exceeds a share; a classifier of
+`pomona data classifier` may be trained on them. A tag is a hint: news, law and medicine have many.
 """
 
 from __future__ import annotations

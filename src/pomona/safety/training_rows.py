@@ -1,4 +1,5 @@
-"""Safety rows for post-training: refusals that say why, tagged by the taxonomy (report, sections 4.2 and 8.4).
+"""Safety rows for post-training: refusals that say why, tagged by the taxonomy (report, sections 4.2 and
+8.4).
 
     rows, left_out = refusal_rows(read_set("advbench", data, "train"), seed=0)
 
