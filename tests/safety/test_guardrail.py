@@ -1,4 +1,4 @@
-"""The guardrail: a verdict is a step of the engine, whatever else is in the batch, and all of a text counts."""
+"""The guardrail: a verdict is a step of the engine, whatever else is in it, and all of a text counts."""
 
 from __future__ import annotations
 

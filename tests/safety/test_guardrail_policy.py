@@ -44,8 +44,8 @@ def test_a_feature_has_its_own_rules_and_the_others_the_default(tmp_path: Path) 
     rules = policy(
         tmp_path,
         "default: {input: {threshold: 0.3}}\n"
-        "features:\n  summarize: {input: off, output: {threshold: 0.95}}\n"
-        "  rewrite: {input: {false_positives: '0.01'}}\n",
+        "suspects: 0.20\nfeatures:\n  summarize: {input: off, output: {threshold: 0.95}}\n"
+        "  rewrite: {input: {false_positives: 0.01}}\n",
     )
     bad, worse = verdict(0.5), verdict(0.92)
     assert rules.refused("chat", bad, HEAD) is not None
