@@ -1,6 +1,6 @@
 """The guardrail: what it tells apart that it has not learnt from, whom it refuses wrongly, and what it costs.
 
-    python -m benchmarks.evaluation_guardrail --guardrail zoo/smollm2-135m-4bit/guardrail
+    python -m benchmarks.evaluation_guardrail
     python -m benchmarks.evaluation_guardrail --quick
 
 Quality on categories and sources that no training row came from: AUROC, recall at 5% false positives, what is
@@ -21,7 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import Goal, Report, Row, interleave, machine_facts, run_command, usable_cores
+from benchmarks.common import (
+    BenchmarkError,
+    Goal,
+    Report,
+    Row,
+    interleave,
+    machine_facts,
+    run_command,
+    usable_cores,
+)
 
 if TYPE_CHECKING:
     from pomona.safety.guardrail_evaluate import SetResult
@@ -51,7 +60,7 @@ def run(options: argparse.Namespace) -> Report:
     with Model.load(options.model, threads=options.threads) as model:
         state = ServerState(model, options.model, ServerSettings(model=options.model), Metrics())
         state.start()
-        guardrail = Guardrail.of(model, options.guardrail)
+        guardrail = Guardrail.of(model, options.guardrail or _zoo(model))
         seconds = latency(state, shields(guardrail), requests(data, rounds), rounds)
         sets = evaluate(guardrail, data, limit=limit, on_set=_note)
     by_name = {one.name: one for one in sets}
@@ -77,6 +86,16 @@ def run(options: argparse.Namespace) -> Report:
             Goal("latency added per request, every answer judged", added[EVERY], MOST_LATENCY, "<="),
         ],
     )
+
+
+def _zoo(model: Any) -> str:
+    """The guardrail that comes with pomona for this base."""
+    from pomona.models import zoo
+
+    entry = zoo.find(model.engine.fingerprint, "guardrail")
+    if entry is None:
+        raise BenchmarkError("the zoo has no guardrail for this model; train one, and name it by --guardrail")
+    return str(entry.path)
 
 
 def shields(guardrail: Any) -> dict[str, Shield | None]:
@@ -189,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_TEXTS} texts of a kind, fewer rounds")
     parser.add_argument("--model", default=MODEL)
-    parser.add_argument("--guardrail", default="guardrail", help="an adapter of the model, or a directory")
+    parser.add_argument("--guardrail", help="an adapter of the model, or a directory (the zoo's)")
     parser.add_argument("--data", type=Path, help="public data sets (POMONA_DATA)")
     parser.add_argument("--rounds", type=int, help=f"answers of each contestant ({ROUNDS})")
     parser.add_argument("--threads", type=int, default=usable_cores())

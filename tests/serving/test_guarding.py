@@ -90,7 +90,7 @@ def test_a_bad_request_is_told_why_and_its_answer_ends(client: TestClient, model
     assert choice["finish_reason"] == "content_filter"
     assert choice["message"]["content"] == choice["message"]["refusal"] == TOLD.format("request")
     assert reply["guardrail"] == {
-        "feature": "recovery" if reply["adapter"] else "chat",
+        "feature": "chat",
         "side": "input",
         "category": "illegal",
         "message": TOLD.format("request"),

@@ -36,6 +36,7 @@ from pomona.safety.taxonomy import taxonomy
 FOLDER = Path(__file__).with_name("patterns")
 MAX_PHRASES = 2_000
 MAX_LETTERS = 200  # of a phrase
+LONGEST_WORD = 64
 Phrase = Annotated[str, Field(min_length=2, max_length=MAX_LETTERS)]
 
 
@@ -163,13 +164,12 @@ class PhraseFilter:
         if self.found is not None:
             return ""
         text = self._held + piece
-        whole = max(text.rfind(" "), text.rfind("\n")) + 1
+        whole = _last_space(text, len(text))
         self.found = self._patterns.denied(text[:whole], "output")
         if self.found is not None:
             return ""
         text = self._patterns.replaced(text[:whole]) + text[whole:]
-        whole = len(text) - self._patterns.longest - 1
-        cut = max(text.rfind(" ", 0, whole), text.rfind("\n", 0, whole)) + 1 if whole > 0 else 0
+        cut = _last_space(text, len(text) - self._patterns.longest - 1)
         self._held = text[cut:]
         return text[:cut]
 
@@ -179,6 +179,15 @@ class PhraseFilter:
         if self.found is None and self._patterns.longest:
             self.found = self._patterns.denied(text, "output")
         return "" if self.found is not None else self._patterns.replaced(text)
+
+
+def _last_space(text: str, end: int) -> int:
+    """Behind the last white space before `end`; `end` itself where no word is so long, as in scripts without
+    white space."""
+    if end <= 0:
+        return 0
+    place = max(text.rfind(" ", 0, end), text.rfind("\n", 0, end)) + 1
+    return end if end - place > LONGEST_WORD else place
 
 
 def _alternatives(phrases: Sequence[str]) -> re.Pattern[str] | None:
