@@ -157,8 +157,8 @@ class Patterns:
 class PhraseFilter:
     """An answer that arrives in pieces: push() gives what of it can be shown, with its replacements.
 
-    Held back are as many words as the longest phrase has, for one may have begun. `found`: the phrase that must
-    not pass; nothing follows it.
+    Held back are as many words as the longest phrase has, for one may have begun. `found`: the phrase that
+    must not pass; nothing follows it.
     """
 
     def __init__(self, patterns: Patterns) -> None:
