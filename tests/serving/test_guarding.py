@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from pomona.runtime.model import Model
 from pomona.safety.guardrail_policy import FeatureRules, GuardrailPolicy
 from pomona.safety.screening import Shield
 from pomona.serving.app import create_app
+from pomona.serving.guarding import AnswerGuard
 from pomona.serving.settings import ServerSettings
 
 TOLD = "I cannot help with this. The {} was taken for illegal activities."
@@ -130,12 +132,29 @@ def test_a_bad_answer_ends_with_the_segment_that_shows_it(
     guardrail = guard("x" * 70, segment=32)
     reply = ask(client, "Say x.", max_tokens=400, stream=stream)
     text = shown(reply) if stream else reply["choices"][0]["message"]["content"]
-    said, _, told = text.partition("\n\n")
-    assert told == TOLD.format("answer") and set(said) <= {"x"} and len(said) < 70
+    assert text.endswith(TOLD.format("answer"))
+    said = text.removesuffix(TOLD.format("answer")).removesuffix("\n\n")
+    assert set(said) <= {"x"} and len(said) < 70
     sizes = [len(words) for side, words in guardrail.asked if side == "output"]
-    assert len(sizes) >= 2 and sizes == sorted(sizes)
+    assert sizes == sorted(sizes) and sizes[-1] >= 70
     last = reply[-1] if stream else reply
     assert last["choices"][0]["finish_reason"] == "content_filter" and last["guardrail"]["side"] == "output"
+
+
+def test_a_segment_is_shown_when_it_has_passed(model: Model) -> None:
+    guardrail = WordGuardrail(model, ("seven",))
+    policy = GuardrailPolicy(segment=16, default=FeatureRules())
+    words = [f"{word} " for word in ("one", "two", "three", "four", "five", "six", "seven", "eight")]
+
+    async def pieces() -> tuple[list[str], AnswerGuard]:
+        answer = AnswerGuard(Shield(guardrail, policy).begin("chat", ["Count."]))
+        found = [await answer.push(word, 8) for word in words]  # 8 tokens each: a check every second word
+        return [*found, await answer.end("")], answer
+
+    shown, answer = asyncio.run(pieces())
+    assert shown[:6] == ["", "one two ", "", "three four ", "", "five six "]
+    assert "".join(shown[6:]) == "\n\n" + TOLD.format("answer")
+    assert answer.refusal is not None and answer.text == "".join(shown)
 
 
 def test_an_answer_is_judged_to_its_last_word(client: TestClient, guard: Any) -> None:
