@@ -116,7 +116,7 @@ def evaluation_sets(data: Path, *, held_out: Sequence[str] = HELD_OUT) -> list[E
         EvaluationSet(
             "held-out openings",
             "output",
-            "openings of a compliance against GPT-4's answers",
+            "first words that comply, against GPT-4's",
             complied,
             answers,
         ),
