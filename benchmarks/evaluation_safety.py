@@ -1,7 +1,7 @@
 """Safety of the model that ships: the red team's violation rate, and whether summaries amplify.
 
     python -m benchmarks.evaluation_safety --quick
-    python -m benchmarks.evaluation_safety --part redteam --guard mymodule.guard
+    python -m benchmarks.evaluation_safety --part redteam --guard pomona.safety.screening.blocks
     python -m benchmarks.evaluation_safety --part summaries
 
 *redteam*: harmful prompts of AdvBench and Do-Not-Answer as they are and in every mutation, benign look-alikes
@@ -31,7 +31,7 @@ from benchmarks.common import Goal, Report, Row, machine_facts, run_command, usa
 
 if TYPE_CHECKING:
     from pomona.adapters.tasks.task import Example
-    from pomona.runtime.model import Model
+    from pomona.runtime.backend import LanguageModel
     from pomona.safety.redteam_report import RedTeamReport
     from pomona.safety.sensitive_contents import SensitiveRequest
 
@@ -206,7 +206,9 @@ def measure_summaries(options: argparse.Namespace) -> Measured:
     return rows, goals, facts, [note]
 
 
-def summarised(model: Model, adapter: str | None, requests: Sequence[SensitiveRequest]) -> dict[str, Any]:
+def summarised(
+    model: LanguageModel, adapter: str | None, requests: Sequence[SensitiveRequest]
+) -> dict[str, Any]:
     from pomona.evaluation.tasks import evaluate_task
     from pomona.safety.amplification import amplifies
     from pomona.safety.rates import Rate
