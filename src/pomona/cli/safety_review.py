@@ -9,6 +9,7 @@ The work is done in pomona.safety.review_store.
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from pomona.cli.common import (
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
+    from pomona.safety.redteam_report import Attempt
     from pomona.safety.review_store import ReviewStore
 
 app = new_app()
@@ -76,7 +78,7 @@ def add(
     if only not in ONLY:
         raise PomonaError(f"--only {only}: choose {', '.join(ONLY)}")
     read = RedTeamReport.read(report)
-    wanted = {
+    wanted: dict[str, Callable[[Attempt], bool]] = {
         "all": lambda one: True,
         "violations": lambda one: one.violation,
         "over-refusals": lambda one: one.over_refusal,
