@@ -18,8 +18,9 @@ from pomona.safety.rates import JudgeError
 from pomona.safety.redteam import RedTeamOptions, guarded, load_guard, questions, red_team
 from pomona.safety.redteam_report import RedTeamReport, compare
 
-for _folder in ("features", "runtime", "serving"):
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / _folder))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "features"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serving"))
 from answering_helpers import AnsweringModel
 from openai_server import completion
 from openai_server import serving as answering_server
