@@ -94,7 +94,7 @@ class TestRun:
         assert more.prompts == ["Bake bread number 8."]
 
     def test_a_cut_off_last_line_costs_one_reply(self, tmp_path: Path, report: RedTeamReport) -> None:
-        [kept] = (tmp_path / "work").glob("*.jsonl")
+        [kept] = (tmp_path / "work").rglob("*.jsonl")
         kept.write_bytes(kept.read_bytes()[:-5])
         model = AnsweringModel(obliging)
         assert red_team(model, PROMPTS, OPTIONS, work=tmp_path / "work").attempts == report.attempts
@@ -108,7 +108,7 @@ class TestRun:
 
     def test_what_is_kept_is_its_owners(self, tmp_path: Path, report: RedTeamReport) -> None:
         report.write(tmp_path / "report.json")
-        for path in (tmp_path / "report.json", *(tmp_path / "work").iterdir()):
+        for path in (tmp_path / "report.json", *(tmp_path / "work").rglob("*.jsonl")):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
     def test_bad_options_are_refused(self, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ class TestRun:
         with pytest.raises(PomonaError, match="no prompts"):
             red_team(AnsweringModel(obliging), [], OPTIONS, work=tmp_path)
         (tmp_path / "file").write_text("")
-        with pytest.raises(PomonaError, match="cannot be kept"):
+        with pytest.raises(PomonaError, match="cannot be used as work folder"):
             red_team(AnsweringModel(obliging), PROMPTS, OPTIONS, work=tmp_path / "file")
 
 
