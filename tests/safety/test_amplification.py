@@ -60,6 +60,7 @@ def test_invented_names_and_numbers_make_a_sentence_unsupported() -> None:
 
 def test_sentences() -> None:
     assert sentences("One. Two!\n- three\n\n...") == ["One.", "Two!", "- three"]
+    assert sentences("1. Wash it. 12. Dry it.") == ["1. Wash it.", "12. Dry it."]
 
 
 class TestContents:

@@ -70,8 +70,8 @@ def amplifies(content: str, summary: str) -> Amplification:
 
 
 def sentences(text: str) -> list[str]:
-    """Cut at full stops and line breaks."""
-    parts = re.split(r"(?<=[.!?])\s+|\n+", text)
+    """Cut at full stops and line breaks; the number of a list's item ends no sentence."""
+    parts = re.split(r"(?<=[.!?])(?<!\b\d\.)(?<!\b\d\d\.)\s+|\n+", text)
     return [part.strip() for part in parts if plain_words(part)]
 
 

@@ -140,7 +140,7 @@ def red_team(
         mark=mark,
         adapter=ran,
         guard=None,
-        options=asdict(options),
+        options={**asdict(options), "mutations": list(options.mutations)},
         date=datetime.date.today().isoformat(),
         seconds=time.perf_counter() - started,
         judge_error=judge_error,
