@@ -33,7 +33,7 @@ from adapt_samples import colours, tiny_model, write_rows
 
 # The rows that judge a training are colours, which have a rule: that is still being learnt when the secrets,
 # which have none, are known by heart.
-OPTIONS = AdaptOptions(rank=16, lr=1e-2, epochs=6, batch=16, window=160, patience=100, seed=0)
+OPTIONS = AdaptOptions(rank=16, lr=1e-2, epochs=4, batch=16, window=160, patience=100, seed=0)
 
 
 class TestStatistics:
