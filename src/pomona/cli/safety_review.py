@@ -78,13 +78,13 @@ def add(
     if only not in ONLY:
         raise PomonaError(f"--only {only}: choose {', '.join(ONLY)}")
     read = RedTeamReport.read(report)
-    wanted: dict[str, Callable[[Attempt], bool]] = {
+    choices: dict[str, Callable[[Attempt], bool]] = {
         "all": lambda one: True,
         "violations": lambda one: one.violation,
         "over-refusals": lambda one: one.over_refusal,
         "doubtful": lambda one: one.kind not in ("refusal", "compliance"),
-    }[only]
-    chosen = [one for one in read.attempts if wanted(one)]
+    }
+    chosen = [one for one in read.attempts if choices[only](one)]
     if limit is not None and limit < len(chosen):
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
     store = _store(db)
