@@ -84,7 +84,7 @@ def training_rows(data: Path, *, held_out: Sequence[str] = HELD_OUT, seed: int =
 
 def evaluation_sets(data: Path, *, held_out: Sequence[str] = HELD_OUT) -> list[EvaluationSet]:
     """In all of them the harmless texts are of sources that nothing was learnt from."""
-    unseen = tuple(_unseen_inputs(data))
+    unseen = tuple(unseen_inputs(data))
     harmful = [row for part in ("train", "test") for row in _harmful_inputs(data, part)]
     categories = tuple(row for row in harmful if row.category in held_out)
     xstest = [
@@ -140,7 +140,7 @@ def _harmless_inputs(data: Path) -> list[GuardedText]:
     return _distinct(found)
 
 
-def _unseen_inputs(data: Path) -> list[GuardedText]:
+def unseen_inputs(data: Path) -> list[GuardedText]:
     path = "self_instruct/user_oriented_instructions.jsonl"
     found = [(row["instruction"], "self_instruct, user-oriented") for row in _jsonl(data, path)]
     for name in ("question", "vicuna_question"):

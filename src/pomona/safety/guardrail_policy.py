@@ -3,8 +3,8 @@
     version: 1
     suspects: 0.2
     default:
-      input: {false_positives: "0.05"}
-      output: {false_positives: "0.05"}
+      input: {false_positives: 0.05}
+      output: {false_positives: 0.05}
       patterns: [common]
     features:
       summarize:
@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from pomona.errors import PomonaError
 from pomona.posttraining.options import load_yaml
@@ -32,6 +32,16 @@ from pomona.safety.taxonomy import taxonomy
 
 MESSAGE = "I cannot help with this. The {side} was taken for {category}."
 MAX_PATTERN_LISTS = 32
+
+
+def _as_level(value: Any) -> Any:
+    """0.20 of a YAML file is "0.2"."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return f"{value:g}" if number else value
+
+
+AnyLevel = Annotated[Level, BeforeValidator(_as_level)]
+Suspects = Annotated[Literal["0.01", "0.02", "0.05", "0.1", "0.2", "1"], BeforeValidator(_as_level)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Rule(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     threshold: Share | None = None
-    false_positives: Level = "0.05"
+    false_positives: AnyLevel = "0.05"
     categories: dict[str, Share | Literal[False]] = {}
 
     @field_validator("categories")
@@ -126,7 +136,7 @@ class GuardrailPolicy(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
-    suspects: Literal["0.01", "0.02", "0.05", "0.1", "0.2", "1"] = "1"
+    suspects: Suspects = "1"
     segment: int = Field(64, ge=16, le=1024)
     default: FeatureRules = FeatureRules(patterns=("common",))
     features: Annotated[dict[str, FeatureRules], Field(max_length=256)] = {}

@@ -36,7 +36,9 @@ from pomona.safety.taxonomy import taxonomy
 FOLDER = Path(__file__).with_name("patterns")
 MAX_PHRASES = 2_000
 MAX_LETTERS = 200  # of a phrase
-Phrase = Annotated[str, Field(min_length=2, max_length=MAX_LETTERS)]
+LONGEST_WORD = 64  # longer ones are looked at in parts
+_WORD = re.compile(r"\S+")
+Phrase = Annotated[str, Field(min_length=1, max_length=MAX_LETTERS)]
 
 
 class _Entry(BaseModel):
@@ -124,11 +126,18 @@ class Patterns:
             return text
         return pattern.sub(lambda found: entries[int(found.lastgroup[1:])].text, text)  # type: ignore[index]
 
+    def between(self, text: str, place: int) -> int:
+        """`place`, or where the phrase begins that is replaced there: no phrase is cut in two."""
+        pattern = self._replaced[1]
+        found = () if pattern is None else pattern.finditer(text)
+        return next((one.start() for one in found if one.start() < place < one.end()), place)
+
     @cached_property
-    def longest(self) -> int:
-        """Letters of the longest phrase: so much of a text that grows must be looked at again."""
-        phrases = [len(e.phrase) for one in self._lists for e in (*one.deny, *one.replace)]
-        return max(phrases, default=0)
+    def most_words(self) -> int:
+        """Of a phrase; 0: there is none."""
+        return max(
+            (len(e.phrase.split()) for one in self._lists for e in (*one.deny, *one.replace)), default=0
+        )
 
     @cached_property
     def _denied(self) -> dict[Side, tuple[list[Deny], re.Pattern[str] | None]]:
@@ -148,8 +157,8 @@ class Patterns:
 class PhraseFilter:
     """An answer that arrives in pieces: push() gives what of it can be shown, with its replacements.
 
-    Held back is the last word, which may go on, and as much before it as a phrase may take. `found`: the
-    phrase that must not pass; nothing follows it.
+    Held back are as many words as the longest phrase has, for one may have begun. `found`: the phrase that
+    must not pass; nothing follows it.
     """
 
     def __init__(self, patterns: Patterns) -> None:
@@ -158,25 +167,28 @@ class PhraseFilter:
         self.found: Match | None = None
 
     def push(self, piece: str) -> str:
-        if not self._patterns.longest:
+        words = self._patterns.most_words
+        if not words:
             return piece
         if self.found is not None:
             return ""
         text = self._held + piece
-        whole = max(text.rfind(" "), text.rfind("\n")) + 1
-        self.found = self._patterns.denied(text[:whole], "output")
+        starts = [word.start() for word in _WORD.finditer(text)]
+        complete = text[: starts[-1]] if starts and not text[-1].isspace() else text
+        if len(text) - len(complete) > LONGEST_WORD:  # a script without white space
+            complete = text
+        self.found = self._patterns.denied(complete, "output")
         if self.found is not None:
             return ""
-        text = self._patterns.replaced(text[:whole]) + text[whole:]
-        whole = len(text) - self._patterns.longest - 1
-        cut = max(text.rfind(" ", 0, whole), text.rfind("\n", 0, whole)) + 1 if whole > 0 else 0
+        cut = max(starts[-words] if len(starts) > words else 0, len(text) - words * LONGEST_WORD)
+        cut = self._patterns.between(complete, cut)
         self._held = text[cut:]
-        return text[:cut]
+        return self._patterns.replaced(text[:cut])
 
     def flush(self) -> str:
         """What was held back, when nothing follows."""
         text, self._held = self._held, ""
-        if self.found is None and self._patterns.longest:
+        if self.found is None:
             self.found = self._patterns.denied(text, "output")
         return "" if self.found is not None else self._patterns.replaced(text)
 

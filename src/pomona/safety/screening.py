@@ -19,6 +19,7 @@ from pomona.safety.guardrail import Guardrail, Verdict, Waiting
 from pomona.safety.guardrail_policy import Blocked, GuardrailPolicy, Refusal
 
 CHAT = "chat"  # the feature of a request that is no task
+MOST_TURNS = 32  # judged one by one; those before are judged as one text, so that no chat fills the queue
 
 
 class Shield:
@@ -45,7 +46,9 @@ class Exchange:
     """One turn. The methods that begin with `a` are for asyncio."""
 
     def __init__(self, shield: Shield, feature: str, said: Sequence[str]) -> None:
-        self.shield, self.feature, self.said = shield, feature, tuple(said)
+        early, late = said[:-MOST_TURNS], said[-MOST_TURNS:]
+        self.shield, self.feature = shield, feature
+        self.said = ("\n\n".join(early), *late) if early else tuple(late)
         self.rules = shield.policy.of(feature)
         self._waiting: list[Waiting] = []
         self._denied: Refusal | None = None

@@ -179,10 +179,15 @@ class Choice:
     async def show(self, tokens: Sequence[int]) -> str:
         """push(), and of its words those that the guardrail lets pass now."""
         words = self.push(tokens)
-        return words if self.guard is None else await self.guard.push(words, len(tokens))
+        if self.guard is None:
+            return words
+        try:
+            return await self.guard.push(words, len(tokens))
+        except PomonaError as error:
+            raise refused(error) from error
 
     async def finish(self) -> Ending:
-        """end(), after the guardrail's last word."""
+        """end(), after the guardrail's last word. ApiError, too, where the answer could not be judged."""
         if self.guard is None or (self.refused is None and self.ticket.error is not None):
             return self.end()
         if self.refused is not None:
@@ -191,7 +196,10 @@ class Choice:
             ending = self.end()
             words = ending.words
         calls = "\n".join(json.dumps(call.arguments, ensure_ascii=False) for call in ending.calls)
-        shown = await self.guard.end(words, calls)
+        try:
+            shown = await self.guard.end(words, calls)
+        except PomonaError as error:
+            raise refused(error) from error
         self.parts = [self.guard.text]
         if self.refused is not None:
             return replace(ending, words=shown, calls=(), finish_reason=FILTERED)

@@ -7,9 +7,11 @@ does not pass ends the choice with the finish_reason `content_filter` and a sent
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pomona.runtime.ticket import Overloaded
 from pomona.safety.guardrail import Guardrail, Waiting
 from pomona.safety.guardrail_policy import GuardrailPolicy, Refusal
 from pomona.safety.patterns import PhraseFilter
@@ -55,7 +57,8 @@ class AnswerGuard:
         if not self._exchange.judges_answers:
             return self._show(len(self.text))
         if self._waiting is None and self._unjudged >= self._segment and len(self.text) > self._cleared:
-            self._ask()
+            with contextlib.suppress(Overloaded):  # there is time until the answer ends
+                self._ask()
         if self._waiting is not None and self._waiting.done:
             await self._settle()
         return self._show(self._cleared)
