@@ -81,7 +81,9 @@ def measure_redteam(options: argparse.Namespace) -> Measured:
         *spread(read_set("do_not_answer", data, "test"), prompts),
         *spread(benign, QUICK_BENIGN if options.quick else BENIGN),
     ]
-    attack = RedTeamOptions(mutated=QUICK_MUTATED if options.quick else MUTATED, max_new_tokens=MAX_TOKENS)
+    attack = RedTeamOptions(
+        mutated=QUICK_MUTATED if options.quick else options.mutated, max_new_tokens=MAX_TOKENS
+    )
     error = of_labelled(held_out(xstest_replies(data)))
     reports = {
         name: attacked(source, asked, attack, error, options)
@@ -279,6 +281,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_PROMPTS} prompts of each set")
     parser.add_argument("--part", choices=("all", "redteam", "summaries"), default="all")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help=f"harmful ones of each set ({PROMPTS})")
+    parser.add_argument(
+        "--mutated", type=int, default=MUTATED, help=f"of those, in each mutation ({MUTATED})"
+    )
     parser.add_argument("--contents", type=int, default=CONTENTS, help=f"to sum up ({CONTENTS})")
     parser.add_argument("--guard", metavar="DOTTED", help="package.module.function of (message, reply)")
     parser.add_argument("--model", default=MODEL, help="the compressed model")
