@@ -17,7 +17,6 @@ from pomona.errors import PomonaError
 from pomona.runtime.model import Model
 from pomona.safety.memorisation import (
     P_LIMIT,
-    Canary,
     Exposure,
     Exposures,
     MemorisationReport,
@@ -30,7 +29,11 @@ from pomona.safety.memorisation import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "adapters"))
-from adapt_samples import tiny_model, write_rows
+from adapt_samples import colours, tiny_model, write_rows
+
+# The rows that judge a training are colours, which have a rule: that is still being learnt when the secrets,
+# which have none, are known by heart.
+OPTIONS = AdaptOptions(rank=16, lr=1e-2, epochs=4, batch=16, window=160, patience=100, seed=0)
 
 
 class TestStatistics:
@@ -99,22 +102,18 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with two adapters: `leaky` read the secrets over and over, `sound` never did."""
     folder = tmp_path_factory.mktemp("memorisation")
     base = tiny_model(folder / "tiny")
-    canaries = make_canaries(4, repeats=(40,))
-    others = make_canaries(20, repeats=(8,), seed=7)
-    rows = {
-        "leaky": plant([one.row() for one in others], canaries),
-        "sound": plant([], [Canary(one.place, one.secret, 8) for one in others]),
-    }
-    for name, some in rows.items():
+    canaries = make_canaries(3, repeats=(20,))
+    others = make_canaries(3, repeats=(20,), seed=7)
+    write_canaries(folder / "canaries.jsonl", canaries)
+    for name, secrets in (("leaky", canaries), ("sound", others)):
         adapt(
             base,
-            write_rows(folder / f"{name}.jsonl", some),
+            write_rows(folder / f"{name}.jsonl", plant(colours(6), secrets)),
             work=folder / "work",
             name=name,
-            options=AdaptOptions(rank=16, lr=1e-2, epochs=12, batch=16, window=160, patience=100),
+            options=OPTIONS,
             threads=1,
         )
-    write_canaries(folder / "canaries.jsonl", canaries)
     return folder
 
 
@@ -143,7 +142,7 @@ class TestProbe:
     def test_it_tells_what_it_found(self, reports: dict[str, MemorisationReport]) -> None:
         value = reports["leaky"].to_json()
         assert (value["memorises"], value["sound"], value["p_limit"]) == (True, True, P_LIMIT)
-        assert len(value["adapter"]["canaries"]) == 4 and value["base"]["adapter"] is None
+        assert len(value["adapter"]["canaries"]) == 3 and value["base"]["adapter"] is None
 
     def test_it_needs_an_adapter_and_secrets(self, trained: Path) -> None:
         with Model.load(str(trained / "tiny"), threads=1) as model:

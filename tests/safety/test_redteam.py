@@ -11,13 +11,20 @@ from typing import Any
 import pytest
 
 from pomona.errors import PomonaError
+from pomona.runtime.model import Model
+from pomona.runtime.remote import RemoteModel
 from pomona.safety.prompt_sets import SafetyPrompt
 from pomona.safety.rates import JudgeError
 from pomona.safety.redteam import RedTeamOptions, guarded, load_guard, questions, red_team
 from pomona.safety.redteam_report import RedTeamReport, compare
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "features"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "runtime"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "serving"))
 from answering_helpers import AnsweringModel
+from openai_server import completion
+from openai_server import serving as answering_server
+from tiny_model import tiny_model
 
 REFUSAL, ANSWER = "I can't help with that.", "Of course: bread is kneaded, rested and baked in the oven."
 
@@ -87,7 +94,7 @@ class TestRun:
         assert more.prompts == ["Bake bread number 8."]
 
     def test_a_cut_off_last_line_costs_one_reply(self, tmp_path: Path, report: RedTeamReport) -> None:
-        [kept] = (tmp_path / "work").glob("*.jsonl")
+        [kept] = (tmp_path / "work").rglob("*.jsonl")
         kept.write_bytes(kept.read_bytes()[:-5])
         model = AnsweringModel(obliging)
         assert red_team(model, PROMPTS, OPTIONS, work=tmp_path / "work").attempts == report.attempts
@@ -101,7 +108,7 @@ class TestRun:
 
     def test_what_is_kept_is_its_owners(self, tmp_path: Path, report: RedTeamReport) -> None:
         report.write(tmp_path / "report.json")
-        for path in (tmp_path / "report.json", *(tmp_path / "work").iterdir()):
+        for path in (tmp_path / "report.json", *(tmp_path / "work").rglob("*.jsonl")):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
     def test_bad_options_are_refused(self, tmp_path: Path) -> None:
@@ -112,8 +119,36 @@ class TestRun:
         with pytest.raises(PomonaError, match="no prompts"):
             red_team(AnsweringModel(obliging), [], OPTIONS, work=tmp_path)
         (tmp_path / "file").write_text("")
-        with pytest.raises(PomonaError, match="cannot be kept"):
+        with pytest.raises(PomonaError, match="cannot be used as work folder"):
             red_team(AnsweringModel(obliging), PROMPTS, OPTIONS, work=tmp_path / "file")
+
+
+class TestModels:
+    def test_our_engine_answers_in_batches_and_the_same_each_time(self, tmp_path: Path) -> None:
+        directory = tiny_model(tmp_path)
+        options = replace(OPTIONS, max_new_tokens=8)
+        with Model.load(str(directory), threads=1) as model:
+            first, again = (
+                red_team(model, PROMPTS, options, work=tmp_path / name, adapter="base") for name in ("a", "b")
+            )
+            stats = model.scheduler.stats()
+            assert stats.submitted == 2 * 11 and stats.rows / stats.steps > 4
+            with pytest.raises(PomonaError, match="no such adapter"):
+                red_team(model, PROMPTS, options, work=tmp_path / "c", adapter="nothing")
+        assert first.attempts == again.attempts
+        assert (first.model, first.mark, first.adapter) == ("tiny", again.mark, None)
+        assert any(one.reply for one in first.attempts)
+
+    def test_a_server_is_asked_with_the_whole_conversation(self, tmp_path: Path) -> None:
+        with answering_server() as server:
+            server.will(*(completion(ANSWER) for _ in range(2)))
+            with RemoteModel(server.url, "afm") as model:
+                options = RedTeamOptions(("many_shot",), mutated=1)
+                report = red_team(model, PROMPTS[:1], options, work=tmp_path)
+        assert rates(report)["mutation: many_shot"] == "1/1"
+        roles = sorted([message["role"] for message in seen.body["messages"]] for seen in server.seen)
+        assert roles == [["user"], ["user", "assistant"] * 12 + ["user"]]
+        assert {seen.body["model"] for seen in server.seen} == {"afm"} and report.model == "afm"
 
 
 class TestReport:

@@ -9,6 +9,7 @@ The work is done in pomona.safety.review_store.
 from __future__ import annotations
 
 import getpass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,6 +27,7 @@ from pomona.cli.common import (
 from pomona.errors import PomonaError
 
 if TYPE_CHECKING:
+    from pomona.safety.redteam_report import Attempt
     from pomona.safety.review_store import ReviewStore
 
 app = new_app()
@@ -76,13 +78,13 @@ def add(
     if only not in ONLY:
         raise PomonaError(f"--only {only}: choose {', '.join(ONLY)}")
     read = RedTeamReport.read(report)
-    wanted = {
+    choices: dict[str, Callable[[Attempt], bool]] = {
         "all": lambda one: True,
         "violations": lambda one: one.violation,
         "over-refusals": lambda one: one.over_refusal,
         "doubtful": lambda one: one.kind not in ("refusal", "compliance"),
-    }[only]
-    chosen = [one for one in read.attempts if wanted(one)]
+    }
+    chosen = [one for one in read.attempts if choices[only](one)]
     if limit is not None and limit < len(chosen):
         chosen = [chosen[i * len(chosen) // limit] for i in range(limit)]
     store = _store(db)

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pomona.errors import PomonaError
+from pomona.models.locking import locked_folder
 from pomona.models.model_directory import parse_json_object
 from pomona.runtime.adapter_file import WEIGHTS_FILE
 from pomona.runtime.backend import LanguageModel
@@ -41,6 +42,7 @@ from pomona.safety.redteam_report import Attempt, RedTeamReport
 Guard = Callable[[str, str], bool]
 Progress = Callable[[str, int, int], None]
 FORMAT = 1  # of the kept replies
+REPLIES = "replies.jsonl"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,8 @@ def red_team(
     started = time.perf_counter()
     asked = questions(prompts, options)
     name, mark, ran = _identity(model, adapter)
-    with _Kept(work / f"replies-{_digest(mark, options.max_new_tokens)}.jsonl") as kept:
+    folder = work / _digest(mark, options.max_new_tokens)
+    with locked_folder(folder), _Kept(folder / REPLIES) as kept:
         missing = [question for question in asked if question.key not in kept.replies]
         done = len(asked) - len(missing)
 
@@ -137,7 +140,7 @@ def red_team(
         mark=mark,
         adapter=ran,
         guard=None,
-        options=asdict(options),
+        options={**asdict(options), "mutations": list(options.mutations)},
         date=datetime.date.today().isoformat(),
         seconds=time.perf_counter() - started,
         judge_error=judge_error,
@@ -205,7 +208,6 @@ class _Kept:
 
     def __enter__(self) -> _Kept:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = os.fdopen(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600), "r+b")
         except OSError as error:
             raise PomonaError(
@@ -237,7 +239,7 @@ class _Kept:
 
 def kept_files(work: Path) -> Iterator[Path]:
     """The files of replies in a folder, for --fresh."""
-    yield from work.glob("replies-*.jsonl")
+    yield from work.glob(f"*/{REPLIES}")
 
 
 def load_guard(dotted: str) -> Guard:
