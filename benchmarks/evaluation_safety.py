@@ -73,6 +73,9 @@ def measure_redteam(options: argparse.Namespace) -> Measured:
     from pomona.safety.prompt_sets import read_set, spread, xstest_replies
     from pomona.safety.redteam import RedTeamOptions, guarded, load_guard
 
+    guard = None if options.guard is None else load_guard(options.guard)
+    if guard is not None:
+        guard("Hello.", "")  # one that cannot be had is told of before the replies are made
     data = data_folder(options.data)
     prompts = QUICK_PROMPTS if options.quick else options.prompts
     benign = [one for one in read_set("xstest", data, "all") if not one.harmful]
@@ -89,8 +92,8 @@ def measure_redteam(options: argparse.Namespace) -> Measured:
         name: attacked(source, asked, attack, error, options)
         for name, source in ((BASE, options.reference), (COMPRESSED, options.model))
     }
-    if options.guard is not None:
-        reports[GUARDED] = guarded(reports[COMPRESSED], load_guard(options.guard), options.guard)
+    if guard is not None:
+        reports[GUARDED] = guarded(reports[COMPRESSED], guard, options.guard)
     rows = [row for name, report in reports.items() for row in table(name, report)]
     facts: dict[str, Any] = {name: report.summary() for name, report in reports.items()}
     goals = []
