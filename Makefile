@@ -121,6 +121,10 @@ bench-mdloo: $(VENV)/.test bench-model  ## MDLOO, RLOO and rejection sampling as
 bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
 	$(PY) -m benchmarks.evaluation $(ARGS)
 
+.PHONY: bench-safety
+bench-safety: $(VENV)/.test bench-model  ## the red team's violation rate, and whether summaries amplify; needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation_safety $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 

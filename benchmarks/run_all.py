@@ -84,6 +84,10 @@ def benchmarks() -> list[Benchmark]:
         "posttraining_reward", "The reward model on real pairs: soft labels, hard labels, margin"
     )
     evaluation = Benchmark("evaluation", "lm-evaluation-harness on our runtime, against its own model")
+    safety = [
+        Benchmark("evaluation_guardrail", "The guardrail: what it tells apart, and what it costs a request"),
+        Benchmark("evaluation_safety", "Red team and summaries: safety before and after compression"),
+    ]
     data = Benchmark(
         "pretraining_data", "The data pipeline: what was planted is found; speed beside datatrove's defaults"
     )
@@ -95,7 +99,7 @@ def benchmarks() -> list[Benchmark]:
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
     runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
-    return [*runtime, *quality, palettize, adapt, tasks, evaluation, data, optimizer, reward, *mdloo]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation, *safety, data, optimizer, reward, *mdloo]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

@@ -57,7 +57,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
     ),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
+    "safety": ("pomona.cli.safety", "Guardrails, red team, review queue, safety data, memorisation."),
 }
+
+# Told to libraries that report their use to their makers unless they are asked not to (docs/privacy.md).
+NO_TELEMETRY = {"DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
 
 EXIT_UNEXPECTED = 1
 EXIT_USAGE = 2
@@ -74,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     as_json = "--json" in flags
     arguments = [flag for flag in flags if flag != "--debug"] + arguments[end:]
     _never_fail_to_print()
+    for variable, value in NO_TELEMETRY.items():
+        os.environ.setdefault(variable, value)
     try:
         code = _dispatch(arguments)
         sys.stdout.flush()
