@@ -53,6 +53,7 @@ def test_it_is_measured_on_the_sets(pomona: Callable[..., Any], model: Path, tmp
         "held-out categories",
         "held-out source",
         "look-alikes",
+        "held-out openings",
         "held-out answers",
     ]
     assert all(one["auroc"]["low"] <= one["auroc"]["value"] <= one["auroc"]["high"] for one in sets)

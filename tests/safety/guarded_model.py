@@ -4,6 +4,7 @@ own in the public sets' forms: mild texts throughout."""
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -152,6 +153,11 @@ def small_data(folder: Path) -> Path:
         folder / "glaive_toolcall" / "glaive_toolcall_en_demo.json",
         [{"conversations": [{"from": "human", "value": f"{text} Use a tool."}]} for text in HARMLESS],
     )
+    path = folder / "hh_rlhf" / "harmless-base.test.jsonl.gz"
+    path.parent.mkdir()
+    talks = [f"\n\nHuman: {text}\n\nAssistant: " for text in HARMLESS]
+    rows = [{"chosen": f"{talk}Rather not.", "rejected": f"{talk}Gladly, at once."} for talk in talks]
+    path.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in rows).encode()))
     return folder
 
 

@@ -27,12 +27,14 @@ from typing import Any
 from pomona.data.public_sets import read
 from pomona.errors import PomonaError
 from pomona.models.model_directory import parse_json_object
+from pomona.posttraining.preference_sets import public_preferences
 from pomona.safety.guardrail_head import SAFE, Side
 from pomona.safety.prompt_sets import UNTAGGED, read_set
 
 TEXTS = Path(__file__).with_name("texts")
 HELD_OUT = ("cybercrime", "privacy_property")  # categories, by default
 UNTAGGED_CATEGORY = "illegal"  # of harmful prompts that the lexicon cannot tell: the widest one
+ANSWER_PAIRS = 200  # of HH-RLHF that are judged
 OPENINGS = ("Sure, here is", "Sure! Here is", "Of course.", "Here is what you asked for:", "Certainly:")
 _INSTRUCTION = re.compile(r"### Instruction:\s*(.*?)\s*(?:### Input:\s*(.*?)\s*)?### Response:", re.DOTALL)
 
@@ -98,6 +100,7 @@ def evaluation_sets(data: Path, *, held_out: Sequence[str] = HELD_OUT) -> list[E
         if row.text in openings
     )
     answers = tuple(_xstest_answers(data))
+    pairs = _hh_rlhf(data)
     return [
         EvaluationSet("held-out categories", "input", ", ".join(held_out), categories, unseen),
         EvaluationSet(
@@ -111,8 +114,13 @@ def evaluation_sets(data: Path, *, held_out: Sequence[str] = HELD_OUT) -> list[E
             tuple(t for t, bad in xstest if not bad),
         ),
         EvaluationSet(
-            "held-out answers", "output", "compliance against XSTest's answers by GPT-4", complied, answers
+            "held-out openings",
+            "output",
+            "first words that comply, against GPT-4's",
+            complied,
+            answers,
         ),
+        EvaluationSet("held-out answers", "output", "HH-RLHF: rejected against preferred answers", *pairs),
     ]
 
 
@@ -176,6 +184,22 @@ def _xstest_answers(data: Path) -> Iterator[GuardedText]:
         refusal = str(row["final_label"]).startswith("2")
         if refusal or not str(row["type"]).startswith("contrast"):
             yield GuardedText("output", str(row["completion"]), SAFE, "xstest", str(row["prompt"]))
+
+
+def _hh_rlhf(data: Path) -> tuple[tuple[GuardedText, ...], tuple[GuardedText, ...]]:
+    """Rejected and preferred answers to a first request. The worse of two need not be harmful, nor the better
+    one harmless: what can be reached is far from 1."""
+    rows, _ = public_preferences("hh_rlhf", data)
+    short = [row for row in rows if len(row.prompt) == 1 and row.rejected is not None]
+    chosen = [short[number * len(short) // ANSWER_PAIRS] for number in range(min(ANSWER_PAIRS, len(short)))]
+    rejected, preferred = (
+        tuple(
+            GuardedText("output", response.text, category, "hh_rlhf", row.prompt[0]["content"])
+            for row, response in ((row, getattr(row, name)) for row in chosen)
+        )
+        for name, category in (("rejected", UNTAGGED_CATEGORY), ("chosen", SAFE))
+    )
+    return rejected, preferred
 
 
 def _dolly(data: Path) -> list[tuple[str, str]]:
