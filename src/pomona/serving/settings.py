@@ -62,6 +62,7 @@ class ServerSettings(BaseModel):
     drain_seconds: float = Field(30.0, ge=0.0)  # for running requests, after SIGTERM
 
     compare_db: Path | None = None  # of the Compare page; by default in the cache directory
+    grading_db: Path | None = None  # of the grading pages; likewise
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
