@@ -10,7 +10,7 @@ from typing import Any
 
 from pomona.adapters.edits import text_edits
 
-PAGES = ("/", "/write", "/chat", "/adapters", "/compression", "/compare")
+PAGES = ("/", "/write", "/chat", "/adapters", "/compression", "/compare", "/grade", "/gradings")
 MAIL = (
     "Hi Ben,\n\nthe meeting on Monday has to move, becuase Clara are away until Wednesday. Can you come on "
     "Thursday at 14:00 insted? We need the figures of the last month, and the list of the guests.\n\nAnna"
@@ -70,6 +70,46 @@ def new_comparison(page: Any, name: str) -> None:
     page.locator("#session").wait_for()
 
 
+GRADED = [
+    {
+        "id": "1",
+        "prompt": "Name three fruits that grow in cold countries.",
+        "a": "Apples, pears and plums. All three need a cold winter before they flower.",
+        "b": "Many fruits grow in cold countries. Fruits are healthy and should be eaten every day.",
+    },
+    {"id": "2", "prompt": "What is 7 times 8?", "a": "56", "b": "54"},
+]
+
+
+def new_grading(page: Any, name: str, rows: list[dict[str, str]], overlap: int | None = None) -> None:
+    """Makes a project of pairs on /gradings, where the page is, and imports rows."""
+    page.locator("#projects option").first.wait_for(state="attached")
+    if page.locator("#new").get_attribute("open") is None:
+        page.locator("#new summary").click()
+    page.locator("#name").fill(name)
+    page.locator("#a").fill("4 bits")
+    page.locator("#b").fill("16 bits")
+    if overlap is not None:
+        page.locator("#overlap").fill(str(overlap))
+    page.get_by_role("button", name="Begin").click()
+    page.locator("#project").wait_for()
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    file = {"name": "pairs.jsonl", "mimeType": "application/jsonl", "buffer": text.encode()}
+    page.locator("#file").set_input_files(file)
+    page.locator("#import").click()
+    page.locator("#status", has_text=f"{len(rows)} items were added").wait_for()
+
+
+def begin_grading(page: Any, grader: str, project: str = "") -> None:
+    """On /grade: takes the first item of a project, by default of the newest."""
+    page.locator("#projects option").first.wait_for(state="attached")
+    if project:
+        page.locator("#projects").select_option(label=project)
+    page.locator("#grader").fill(grader)
+    page.get_by_role("button", name="Begin").click()
+    page.locator("#task, #status:has-text('Nothing')").first.wait_for()
+
+
 def fill_for_show(page: Any, path: str) -> None:
     """Brings a page into the state in which it is worth looking at."""
     if path == "/write":
@@ -99,3 +139,21 @@ def fill_for_show(page: Any, path: str) -> None:
         page.locator("#pair").wait_for(timeout=WAIT)
         page.keyboard.press("1")
         page.locator("#results-note", has_text="1 vote").wait_for()
+    elif path in ("/grade", "/gradings"):
+        origin = page.url.removesuffix(path)
+        page.goto(f"{origin}/gradings")
+        new_grading(page, "with and without compression", GRADED)
+        page.goto(f"{origin}/grade")
+        begin_grading(page, "Anna")
+        for place, grade in (("left", "good"), ("right", "fair")):
+            for question in ("instruction_following", "conciseness", "truthfulness", "harmlessness"):
+                page.locator(f"#{place}-{question}-{grade}").check()
+        page.locator("#verdict-left").check()
+        page.locator("#level-better").check()
+        if path == "/gradings":
+            page.get_by_role("button", name="Save and go on").click()
+            page.locator("#status", has_text="1 done").wait_for()
+            page.goto(f"{origin}/gradings")
+            page.locator("#projects option").nth(1).wait_for(state="attached")
+            page.locator("#projects").select_option(index=1)
+            page.locator("#tables table").first.wait_for()

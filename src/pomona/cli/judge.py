@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -112,6 +113,8 @@ def judge(
     """Judge answers by a model at any OpenAI-compatible endpoint."""
     if against is None and protocol != "single":
         raise PomonaError(f"--protocol {protocol}: needs two sides; name the other one with --against")
+    if against is None and pairs is not None:
+        raise PomonaError("--pairs: needs two sides; name the other one with --against")
     if protocol == "single" and human is not None:
         raise PomonaError("--human: holds verdicts about pairs; leave it out, or choose --protocol pair")
 
@@ -168,6 +171,8 @@ class _Run:
         from pomona.evaluation.judge_report import pair_report, rating_report, read_labels
 
         self.sides = [await self._answers(source) for source in (ours, theirs) if source is not None]
+        if len({side.name for side in self.sides}) < len(self.sides):
+            self.sides = [replace(side, name=f"{side.name} ({n})") for side, n in zip(self.sides, "AB", strict=True)]
         asker = self.sources.open(judge, tokens=self.tokens[1])
         self.judge_name = asker.name
         options: dict[str, Any] = {
@@ -226,8 +231,6 @@ def _write(
         for side in run.sides:
             write_answers(answers_out / f"{side.name.replace('/', '_').replace(':', '_')}.jsonl", side)
     if pairs is not None:
-        if len(run.sides) != 2:
-            raise PomonaError("--pairs: needs two sides; name the other one with --against")
         a, b = run.sides
         rows = [
             {"id": question.id, "prompt": question.turns[0], "a": a.of(question, 0), "b": b.of(question, 0)}

@@ -196,8 +196,6 @@ def pair_report(
 def rating_report(judgements: Sequence[Judgement], ours: Answers, theirs: Answers | None) -> RatingReport:
     """PomonaError: no rating can be used."""
     sides = {"a": ours.name} if theirs is None else {"a": ours.name, "b": theirs.name}
-    if theirs is not None and ours.name == theirs.name:
-        sides = {"a": f"{ours.name} (A)", "b": f"{theirs.name} (B)"}
     usable = [one for one in judgements if not math.isnan(one.value)]
     by_side = {name: [one for one in usable if one.order == side] for side, name in sides.items()}
     if not all(by_side.values()):
