@@ -38,8 +38,8 @@ def judge() -> Any:
 
 def arguments(files: Path, judge: ScriptedJudge, *more: str) -> list[str]:
     return [
-        "judge", str(files / "ours.jsonl"), "--judge", judge.source, "--questions", str(files / "questions.jsonl"),
-        *more,
+        "judge", str(files / "ours.jsonl"), "--judge", judge.source,
+        "--questions", str(files / "questions.jsonl"), *more,
     ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""A judge whose verdicts are known: win rates, orders, length, agreement with people, what is kept and what fails.
+"""A judge whose verdicts are known: win rates, orders, length, people, what is kept, what fails.
 
 The judge is a small HTTP server that a test scripts; at the end it is `pomona serve` in a process of its own.
 """
@@ -121,7 +121,9 @@ def test_strong_verdicts_of_the_arena_count_three_times() -> None:
 
 def test_ratings_and_their_difference() -> None:
     def script(body: dict[str, Any]) -> str:
-        good = re.findall(r"answer(?: to question \d)?>>\n(.*?)\n<<", asked(body), re.DOTALL)[-1].startswith("good")
+        good = re.findall(r"answer(?: to question \d)?>>\n(.*?)\n<<", asked(body), re.DOTALL)[-1].startswith(
+            "good"
+        )
         return f"Rating: [[{8 if good else 5}]]"
 
     with scripted(script) as judge, Sources(together=4) as sources:
@@ -164,13 +166,15 @@ def test_replies_without_a_verdict_are_asked_for_it_once_and_counted() -> None:
 
 
 def test_no_verdict_at_all_is_an_error_that_says_what_to_do() -> None:
-    with pytest.raises(PomonaError, match="24 x no verdict.*--guided"):
+    with pytest.raises(PomonaError, match=r"24 x no verdict.*--guided"):
         report_of(lambda body: "no")
 
 
 def test_one_question_that_the_endpoint_refuses_costs_that_question() -> None:
     report = report_of(
-        lambda body: (400, "too long") if "q3" in asked(body) and "more 3" in asked(body) else prefers("good")(body)
+        lambda body: (
+            (400, "too long") if "q3" in asked(body) and "more 3" in asked(body) else prefers("good")(body)
+        )
     )
     assert report.unusable == {"no reply": 2} and report.incomplete == 1 and report.wins.count == 11
 
@@ -183,7 +187,7 @@ def test_an_endpoint_that_fails_ends_the_run_and_keeps_what_was_said(tmp_path: P
         answered += 1
         return prefers("good")(body) if answered <= 7 else (500, "out of order")
 
-    with scripted(breaks) as judge, pytest.raises(PomonaError, match="in a row failed.*run again"):
+    with scripted(breaks) as judge, pytest.raises(PomonaError, match=r"in a row failed.*run again"):
         judged(judge, tmp_path)
     kept = len(list(tmp_path.rglob("*.json")))
     assert kept == 7
@@ -227,9 +231,11 @@ def test_a_source_without_a_model_is_refused() -> None:
 
 
 def test_later_turns_are_answered_after_ones_own_answers() -> None:
-    with scripted(lambda body: f"to {body['messages'][-1]['content']} after {len(body['messages'])}") as judge:
-        with Sources(together=4) as sources:
-            answers = asyncio.run(answer_questions(sources.open(judge.source, tokens=8), QUESTIONS))
+    with (
+        scripted(lambda body: f"to {body['messages'][-1]['content']} after {len(body['messages'])}") as judge,
+        Sources(together=4) as sources,
+    ):
+        answers = asyncio.run(answer_questions(sources.open(judge.source, tokens=8), QUESTIONS))
     assert answers.turns["2"] == ("to q2 after 1", "to more 2 after 3")
     assert answers.name == "scripted"
 
@@ -241,18 +247,29 @@ def test_an_answer_that_failed_leaves_its_turns_open() -> None:
     with scripted(script) as judge, Sources(together=1) as sources:
         answers = asyncio.run(answer_questions(sources.open(judge.source, tokens=8), QUESTIONS))
         assert answers.turns["4"] == (None, None) and answers.turns["5"] == ("fine", "fine")
-        found = asyncio.run(judge_pairs(sources.open(f"{judge.url}#judge", tokens=9), QUESTIONS, answers, THEIRS))
+        found = asyncio.run(
+            judge_pairs(sources.open(f"{judge.url}#judge", tokens=9), QUESTIONS, answers, THEIRS)
+        )
     assert {one.question for one in found} == {"0", "1", "2", "3", "5"}
 
 
 def test_agreement_with_people(tmp_path: Path) -> None:
     labels = tmp_path / "labels.jsonl"
     rows = [
-        *({"question_id": i, "turn": 1, "winner": "model_a", "model_a": "ours", "model_b": "theirs"} for i in range(3)),
+        *(
+            {"question_id": i, "turn": 1, "winner": "model_a", "model_a": "ours", "model_b": "theirs"}
+            for i in range(3)
+        ),
         {"question_id": "0", "winner": "b"},
         {"question_id": "1", "winner": "tie (inconsistent)"},
         {"question_id": 4, "turn": 2, "winner": "model_b", "model_a": "theirs", "model_b": "ours"},  # turned
-        {"question_id": 4, "turn": 2, "winner": "model_a", "model_a": "gpt-4", "model_b": "ours"},  # of others
+        {
+            "question_id": 4,
+            "turn": 2,
+            "winner": "model_a",
+            "model_a": "gpt-4",
+            "model_b": "ours",
+        },  # of others
     ]
     labels.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = read_labels(labels, "ours", "theirs")
@@ -265,7 +282,7 @@ def test_agreement_with_people(tmp_path: Path) -> None:
     assert human.without_ties is not None and human.without_ties.value == pytest.approx(4 / 5)
     assert human.people is not None and human.people.value == 0.0  # 0: a and b; 1: a and tie
     labels.write_text('{"question_id": 1, "winner": "whoever"}\n')
-    with pytest.raises(PomonaError, match="line 1: .*winner"):
+    with pytest.raises(PomonaError, match=r"line 1: .*winner"):
         read_labels(labels, "ours", "theirs")
 
 
@@ -286,7 +303,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_pomona_serve_answers_and_judges(server: PomonaServer, tmp_path: Path) -> None:
-    """A small random model: it judges by the labels that it may say, and has nothing to say in its own words."""
+    """A small random model: it judges by labels that it may say; in its own words it says nothing."""
     source = f"http://127.0.0.1:{server.port}/v1#tiny"
     one_turn = [Question(one.id, one.turns[:1]) for one in QUESTIONS[:3]]
     with Sources(keep=tmp_path, together=4, timeout=60) as sources:

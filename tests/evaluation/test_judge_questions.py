@@ -35,7 +35,11 @@ def test_the_three_forms_of_a_question(tmp_path: Path) -> None:
 def test_the_forms_of_an_answer(tmp_path: Path) -> None:
     path = lines(
         tmp_path / "a.jsonl",
-        {"question_id": 81, "model_id": "m", "choices": [{"index": 0, "turns": ["x", "y"]}, {"turns": ["z"]}]},
+        {
+            "question_id": 81,
+            "model_id": "m",
+            "choices": [{"index": 0, "turns": ["x", "y"]}, {"turns": ["z"]}],
+        },
         {"question_id": "h", "choices": [{"turns": [{"content": "h1"}]}]},
         {
             "uid": "v2",
@@ -80,7 +84,7 @@ def test_what_is_no_question_is_refused_by_its_line(tmp_path: Path, row: Any, me
     "row", [{"question_id": 1}, {"choices": [{"turns": ["x"]}]}, {"question_id": 1, "choices": [3]}]
 )
 def test_what_is_no_answer_is_refused_by_its_line(tmp_path: Path, row: Any) -> None:
-    with pytest.raises(PomonaError, match="line 1: .*judge.md"):
+    with pytest.raises(PomonaError, match=r"line 1: .*judge\.md"):
         read_answers(lines(tmp_path / "a.jsonl", row))
 
 

@@ -1,4 +1,4 @@
-"""The length-controlled win rate against scikit-learn's logistic regression, and where lengths explain all."""
+"""The length-controlled win rate against scikit-learn's fit, and where lengths explain all."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from pomona.evaluation.length_control import RIDGE, fit, length_controlled
 Case = tuple[np.ndarray, np.ndarray]
 
 
-def sample(theta: float, phi: float, rows: int = 400, seed: int = 0) -> tuple[list[float], list[int], list[int]]:
+def sample(
+    theta: float, phi: float, rows: int = 400, seed: int = 0
+) -> tuple[list[float], list[int], list[int]]:
     rng = np.random.default_rng(seed)
     ours, theirs = rng.integers(100, 900, rows), rng.integers(100, 900, rows)
     longer = (ours - theirs).astype(float)
@@ -41,7 +43,10 @@ def test_many_weightings_are_fitted_as_each_alone() -> None:
     theta, phi = fit(x, y, weights)
     for row in range(8):
         alone = fit(x, y, weights[row : row + 1])
-        assert (theta[row], phi[row]) == (pytest.approx(alone[0][0], abs=1e-6), pytest.approx(alone[1][0], abs=1e-6))
+        assert (theta[row], phi[row]) == (
+            pytest.approx(alone[0][0], abs=1e-6),
+            pytest.approx(alone[1][0], abs=1e-6),
+        )
 
 
 def test_what_length_alone_has_won_is_taken_away() -> None:

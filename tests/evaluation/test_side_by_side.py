@@ -64,7 +64,11 @@ def test_strength_is_a_scale_from_one_side_to_the_other() -> None:
         graded("1", "x", "b", level=None).strength,
     ]
     assert strengths == [4, 1, 0, -2, None]
-    near = [graded(str(i), g, "a", level="better" if g == "x" else "slightly_better") for i in range(4) for g in "xy"]
+    near = [
+        graded(str(i), g, "a", level="better" if g == "x" else "slightly_better")
+        for i in range(4)
+        for g in "xy"
+    ]
     far = [graded(str(i), g, "a" if g == "x" else "b") for i in range(4) for g in "xy"]
     mixed = [graded("9", "x", "b"), graded("9", "y", "b")]
     ours = pair_report([*near, *mixed]).agreement["strength"].value
@@ -80,9 +84,11 @@ def test_grades_of_each_side_and_the_habits_of_graders() -> None:
         ]
     )
     assert report.grades["truthfulness"]["a"] == {"poor": 0, "fair": 1, "good": 2}
-    assert report.better["truthfulness"].value == pytest.approx(0.75)  # of item 1, where both sides were graded
+    assert report.better["truthfulness"].value == pytest.approx(
+        0.75
+    )  # of item 1, where both sides were graded
     assert "conciseness" not in report.better
-    # Four sides were graded on truthfulness, one of them by one grader alone: three graders' marks on two sides.
+    # Both sides of item 1 have two grades; A of item 2 has one, which says nothing about agreement.
     assert report.agreement["truthfulness"].units == 2
     habits = {one.grader: (one.left_preferred.count, one.left_preferred.of) for one in report.graders}
     assert habits == {"x": (2, 2), "y": (0, 1)}
@@ -169,7 +175,10 @@ def test_pairs_and_summaries_are_read() -> None:
         ({"prompt": "x", "a": "y", "b": " "}, "b is no text"),
         ({"prompt": "x", "a": "y", "b": "z", "winner": "a"}, "'winner' is no key"),
         ({"prompt": [], "a": "y", "b": "z"}, "does not end with the user"),
-        ({"prompt": [{"role": "assistant", "content": "x"}], "a": "y", "b": "z"}, "does not end with the user"),
+        (
+            {"prompt": [{"role": "assistant", "content": "x"}], "a": "y", "b": "z"},
+            "does not end with the user",
+        ),
         ({"prompt": "x", "a": "y", "b": "z" * 200_000}, "characters"),
         ({"prompt": "x", "a": "y", "b": "z", "id": ["x"]}, "id is no short text"),
         ({"prompt": "x", "a": "y\ud800", "b": "z"}, "surrogate"),

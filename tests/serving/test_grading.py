@@ -1,4 +1,4 @@
-"""/v1/grading: blind for graders, each with a queue of their own, and what they said comes out as it went in."""
+"""/v1/grading: blind for graders, each with their own queue, and what they said comes out as it went in."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def begin(client: TestClient, count: int = 4, **settings: Any) -> str:
 
 
 def take(client: TestClient, project: str, grader: str) -> dict[str, Any]:
-    reply = client.post(f"/v1/grading/projects/{project}/next", params={"grader": grader})
+    reply = client.post(f"/v1/grading/projects/{project}/next", json={"grader": grader})
     assert reply.status_code == 200, reply.text
     return reply.json()  # type: ignore[no-any-return]
 
@@ -225,11 +225,11 @@ def test_what_is_no_grading_is_refused(client: TestClient, said: dict[str, Any],
 
 
 def test_unknown_ids_names_and_projects_are_refused(client: TestClient) -> None:
-    assert client.post("/v1/grading/projects/none/next?grader=x").status_code == 404
+    assert client.post("/v1/grading/projects/none/next", json={"grader": "x"}).status_code == 404
     assert client.get("/v1/grading/projects/none/results").status_code == 404
     project = begin(client, 1)
     for grader in ("", " ", "x" * 101, "a\nb"):
-        reply = client.post(f"/v1/grading/projects/{project}/next", params={"grader": grader})
+        reply = client.post(f"/v1/grading/projects/{project}/next", json={"grader": grader})
         assert reply.status_code == 400, grader
     assert client.post("/v1/grading/projects", json={"name": "n", "a": "x", "b": "x"}).status_code == 400
     assert client.post("/v1/grading/projects", json={"name": " "}).status_code == 400

@@ -129,7 +129,9 @@ def grade_and_check(visit: Open, running: Running, folder: Path, count: int) -> 
     table = admin.locator("#tables table", has_text="Krippendorff")
     assert f"{preference:.2f}" in table.locator("tr", has_text="preference").inner_text()
     truth = [
-        [one.said[number][f"{side}-truthfulness"] for one in graders] for number in range(count) for side in "ab"
+        [one.said[number][f"{side}-truthfulness"] for one in graders]
+        for number in range(count)
+        for side in "ab"
     ]
     assert report["agreement"]["truthfulness"]["value"] == pytest.approx(
         alpha(truth, "ordinal", GRADES).value, nan_ok=True
@@ -173,7 +175,9 @@ def test_two_graders_grade_fifty_pairs(visit: Open, running: Running, tmp_path: 
     grade_and_check(visit, running, tmp_path, 50)
 
 
-def test_what_is_missing_is_asked_for_and_what_was_said_can_be_corrected(visit: Open, running: Running) -> None:
+def test_what_is_missing_is_asked_for_and_what_was_said_can_be_corrected(
+    visit: Open, running: Running
+) -> None:
     admin = visit(f"{running.url}/gradings")
     new_grading(admin, "corrected", [*rows(1), {"id": "m", "prompt": MARKUP, "a": MARKUP, "b": "plain"}])
     page = visit(f"{running.url}/grade?project={admin.locator('#projects').input_value()}")

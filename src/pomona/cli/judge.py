@@ -80,13 +80,17 @@ def judge(
     ] = False,
     human: Annotated[
         Path | None,
-        typer.Option("--human", metavar="FILE", help="Verdicts of people, to agree with.", show_default=False),
+        typer.Option(
+            "--human", metavar="FILE", help="Verdicts of people, to agree with.", show_default=False
+        ),
     ] = None,
     limit: Annotated[
         int | None, typer.Option("--limit", min=1, help="Questions, evenly chosen.", show_default="all")
     ] = None,
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, help="Longest answer.")] = 1024,
-    judge_tokens: Annotated[int, typer.Option("--judge-tokens", min=1, help="Longest reply of the judge.")] = 1024,
+    judge_tokens: Annotated[
+        int, typer.Option("--judge-tokens", min=1, help="Longest reply of the judge.")
+    ] = 1024,
     at_once: Annotated[int, typer.Option("--at-once", min=1, max=256, help="Requests on their way.")] = 16,
     out: Annotated[
         Path | None,
@@ -94,9 +98,7 @@ def judge(
     ] = None,
     answers_out: Annotated[
         Path | None,
-        typer.Option(
-            "--answers-out", metavar="DIR", help="Answers in FastChat's form.", show_default=False
-        ),
+        typer.Option("--answers-out", metavar="DIR", help="Answers in FastChat's form.", show_default=False),
     ] = None,
     pairs: Annotated[
         Path | None,
@@ -172,7 +174,9 @@ class _Run:
 
         self.sides = [await self._answers(source) for source in (ours, theirs) if source is not None]
         if len({side.name for side in self.sides}) < len(self.sides):
-            self.sides = [replace(side, name=f"{side.name} ({n})") for side, n in zip(self.sides, "AB", strict=True)]
+            self.sides = [
+                replace(side, name=f"{side.name} ({n})") for side, n in zip(self.sides, "AB", strict=True)
+            ]
         asker = self.sources.open(judge, tokens=self.tokens[1])
         self.judge_name = asker.name
         options: dict[str, Any] = {

@@ -3,9 +3,9 @@
     units = [["good", "good", None], ["poor", "good", "fair"], ...]     # a row per thing that was rated
     alpha(units, "ordinal", ("poor", "fair", "good")).value
 
-alpha is 1 - observed disagreement / disagreement expected of ratings drawn at random: 1 where all agree, 0 at
-chance, below it where people contradict each other. Krippendorff, "Computing Krippendorff's Alpha-Reliability"
-(2011), whose symbols o_ck and n_c stand here for the coincidences and their sums. He takes 0.8 for reliable
+alpha is 1 - observed disagreement / disagreement expected of ratings drawn at random: 1 where all agree, 0
+at chance, below it where people contradict each other. Krippendorff, "Computing Krippendorff's
+Alpha-Reliability" (2011), whose symbols o_ck and n_c stand here for the coincidences and their sums. He takes 0.8 for reliable
 and 0.667 for the least from which tentative conclusions may be drawn.
 
 Coincidences add up over units; that makes the bootstrap over units a matrix product.
@@ -78,7 +78,9 @@ def _coincidences(units: Sequence[Unit], values: Sequence[Hashable]) -> tuple[Fl
             if rating is None:
                 continue
             if rating not in number:
-                raise PomonaError(f"agreement: the rating {rating!r} is none of {', '.join(map(str, values))}")
+                raise PomonaError(
+                    f"agreement: the rating {rating!r} is none of {', '.join(map(str, values))}"
+                )
             counts[number[rating]] += 1
         if (given := counts.sum()) >= 2:
             found.append((np.outer(counts, counts) - np.diag(counts)) / (given - 1))

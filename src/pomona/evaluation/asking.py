@@ -159,7 +159,12 @@ class Sources:
     """Opens sources and closes them together; a model that two of them name is loaded once."""
 
     def __init__(
-        self, *, keep: Path | None = None, threads: int | None = None, together: int = 16, timeout: float = 600
+        self,
+        *,
+        keep: Path | None = None,
+        threads: int | None = None,
+        together: int = 16,
+        timeout: float = 600,
     ) -> None:
         """keep: folder of the replies; None keeps none. together: requests on their way at once."""
         self._keep, self._threads, self._together, self._timeout = keep, threads, together, timeout

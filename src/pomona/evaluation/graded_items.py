@@ -3,8 +3,8 @@
     {"id": "81", "prompt": "Compose ...", "a": "...", "b": "..."}                  # a blind pair
     {"id": "m-7", "prompt": "the mail", "response": "its summary", "system": "4 bits"}
 
-prompt is a text or messages that end with the user's. `id`, `license` and `source` may be missing; an id is then
-the line's number. Rows are foreign: the first bad one refuses them all, by its line.
+prompt is a text or messages that end with the user's. `id`, `license` and `source` may be missing; an id is
+then the line's number. Rows are foreign: the first bad one refuses them all, by its line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _COMMON = {"id", "prompt", "license", "source"}
 
 
 def read_items(text: str, kind: Literal["pairs", "summaries"], *, first: int = 1) -> list[GradedItem]:
-    """first: the number of the first line, where lines have none of their own. PomonaError: a bad row, none."""
+    """first: the number of the first line, where rows have no id. PomonaError: a bad row, or none."""
     found: list[GradedItem] = []
     for line, raw in enumerate(io.StringIO(text.removeprefix("\ufeff")), start=first):
         if not raw.strip():

@@ -96,7 +96,9 @@ async def judge_pairs(
     orders: tuple[Order, ...] = ("ab", "ba")
     work = [(question, turn, order) for question, turn in _turns(questions, ours, theirs) for order in orders]
     if not work:
-        raise PomonaError(f"{ours.name} and {theirs.name}: have answered no question in common; check the ids")
+        raise PomonaError(
+            f"{ours.name} and {theirs.name}: have answered no question in common; check the ids"
+        )
     return await _judged(judge, work, (ours, theirs), protocol, prompts or JudgePrompts(), guided, progress)
 
 

@@ -234,8 +234,9 @@ def read_labels(path: Path, a: str, b: str) -> list[Label]:
     in FastChat's data model_a, model_b. Rows whose `model_a` and `model_b` are other systems are passed over,
     those that name them the other way round are turned."""
     found: list[Label] = []
+    line = 0
     try:
-        for line, raw in read_lines(path):
+        for line, raw in read_lines(path):  # noqa: B007  (told with an error)
             row = parse_line(raw)
             names = (row.get("model_a", a), row.get("model_b", b))
             if names not in ((a, b), (b, a)):
@@ -277,7 +278,9 @@ def _human(pairs: Sequence[Pair], labels: Sequence[Label]) -> HumanAgreement | N
             for other in votes[:number]:
                 people.setdefault(pair.question, []).append(float(vote == other))
     if not same:
-        raise PomonaError("the labels of people are about none of the judged turns; check question_id and turn")
+        raise PomonaError(
+            "the labels of people are about none of the judged turns; check question_id and turn"
+        )
     return HumanAgreement(
         sum(map(len, same.values())),
         _ratio(same.values()),

@@ -4,7 +4,7 @@ Judges like long answers. AlpacaEval 2 (Dubois, Galambosi, Liang and Hashimoto, 
 AlpacaEval", arXiv 2404.04475) fits a logistic regression of who won on how much longer the answer is, and
 reads it off at no difference:
 
-    P(A wins on x) = sigma(theta + phi tanh((|a(x)| - |b(x)|) / s))       s: standard deviation of the differences
+    P(A wins on x) = sigma(theta + phi tanh((|a(x)| - |b(x)|) / s))      s: the differences' deviation
     controlled win rate = sigma(theta)
 
 Its third term, how hard an instruction is, is estimated from many systems at once and is left out here, where

@@ -4,9 +4,9 @@
     report = summary_report(gradings)                 # summaries in five dimensions
     rows = preferences(items, gradings)               # as `pomona align reward` reads them
 
-Pairs are graded as the report's reward model is taught (AFM report, section 4.4): which response is better and
-by how much, and for each response alone four questions with three grades. Summaries have the five dimensions of
-section 7.7; a summary is good if all are good and poor if one is poor.
+Pairs are graded as the report's reward model is taught (AFM report, section 4.4): which response is better
+and by how much, and for each response alone four questions with three grades. Summaries have the five
+dimensions of section 7.7; a summary is good if all are good and poor if one is poor.
 
 Graders may differ: an item counts once, with what most of its graders say; where they are split, preferences
 are a tie and of two grades the lower one counts.
@@ -223,7 +223,9 @@ def summary_report(gradings: Sequence[SummaryGrading]) -> SummaryReport:
     """PomonaError: nothing was graded."""
     by_item = _by_item(gradings)
 
-    def shares(items: Sequence[Sequence[SummaryGrading]], of: Callable[[SummaryGrading], SummaryGrade]) -> Any:
+    def shares(
+        items: Sequence[Sequence[SummaryGrading]], of: Callable[[SummaryGrading], SummaryGrade]
+    ) -> Any:
         counts = Counter(_lower_median([of(one) for one in given], SUMMARY_GRADES) for given in items)
         return {grade: Share.wilson(counts[grade], len(items)) for grade in SUMMARY_GRADES}
 

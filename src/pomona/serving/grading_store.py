@@ -6,8 +6,8 @@
     task = store.take(project.id, "anna")             # sides are shuffled here, for every grader anew
     store.grade(task.item.id, "anna", {...})
 
-Each grader has a queue of their own. `overlap` graders look at every item: things that others have graded come
-first, so that agreement can soon be told; among them the order is the grader's own.
+Each grader has a queue of their own. `overlap` graders look at every item: what others have graded comes first,
+so that agreement can soon be told; beyond that the order is the grader's own.
 """
 
 from __future__ import annotations
@@ -192,8 +192,8 @@ class GradingStore:
 
     def _task(self, db: Any, item: str, grader: str) -> Task | None:
         row = db.execute(
-            "SELECT i.id, i.project, i.prompt, i.a, i.b, g.left FROM items i JOIN gradings g ON g.item = i.id "
-            "WHERE i.id = ? AND g.grader = ?",
+            "SELECT i.id, i.project, i.prompt, i.a, i.b, g.left FROM items i JOIN gradings g "
+            "ON g.item = i.id WHERE i.id = ? AND g.grader = ?",
             (item, grader),
         ).fetchone()
         if row is None:

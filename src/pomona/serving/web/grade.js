@@ -40,8 +40,7 @@ async function begin() {
 }
 
 async function next() {
-  const path = `/v1/grading/projects/${$("projects").value}/next?grader=${encodeURIComponent(grader)}`;
-  const found = await getJson(path, { method: "POST" });
+  const found = await getJson(`/v1/grading/projects/${$("projects").value}/next`, { method: "POST", body: { grader } });
   showStanding(found);
   if (found.item === null) {
     task = null;
