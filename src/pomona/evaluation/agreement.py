@@ -5,8 +5,8 @@
 
 alpha is 1 - observed disagreement / disagreement expected of ratings drawn at random: 1 where all agree, 0
 at chance, below it where people contradict each other. Krippendorff, "Computing Krippendorff's
-Alpha-Reliability" (2011), whose symbols o_ck and n_c stand here for the coincidences and their sums. He takes 0.8 for reliable
-and 0.667 for the least from which tentative conclusions may be drawn.
+Alpha-Reliability" (2011), whose symbols o_ck and n_c stand here for the coincidences and their sums. He takes
+0.8 for reliable and 0.667 for the least from which tentative conclusions may be drawn.
 
 Coincidences add up over units; that makes the bootstrap over units a matrix product.
 """

@@ -6,8 +6,8 @@
     task = store.take(project.id, "anna")             # sides are shuffled here, for every grader anew
     store.grade(task.item.id, "anna", {...})
 
-Each grader has a queue of their own. `overlap` graders look at every item: what others have graded comes first,
-so that agreement can soon be told; beyond that the order is the grader's own.
+Each grader has a queue of their own. `overlap` graders look at every item: what others have graded comes
+first, so that agreement can soon be told; beyond that the order is the grader's own.
 """
 
 from __future__ import annotations
