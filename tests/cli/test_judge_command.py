@@ -30,7 +30,7 @@ def judge() -> Any:
         text = body["messages"][1]["content"]
         if "rating" in body["messages"][0]["content"]:
             return "[[7]]"
-        return "[[A]]" if text.index("good") < text.index("bad") else "[[B]]"
+        return "[[A]]" if text.index("\ngood\n") < text.index("\nbad\n") else "[[B]]"
 
     with scripted(script) as running:
         yield running

@@ -148,6 +148,14 @@ def test_rows_for_the_reward_model_are_read_without_a_complaint(tmp_path: Path) 
     assert third.rejected is None and third.chosen.gradings == {"harmlessness": "good"}
 
 
+def test_two_answers_that_are_the_same_are_one_response() -> None:
+    same = GradedItem("1", ({"role": "user", "content": "q"},), "x", "x")
+    grades: Any = {"a": {"truthfulness": "good"}, "b": {"truthfulness": "fair"}}
+    [row] = preferences([same], [graded("1", "x", "a", **grades)])
+    assert row.rejected is None and row.chosen.gradings == {"truthfulness": "fair"}
+    assert preferences([same], [graded("1", "x", "a")]) == []
+
+
 # --- what is imported
 
 

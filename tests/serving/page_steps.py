@@ -96,7 +96,7 @@ def new_grading(page: Any, name: str, rows: list[dict[str, str]], overlap: int |
     text = "".join(json.dumps(row) + "\n" for row in rows)
     file = {"name": "pairs.jsonl", "mimeType": "application/jsonl", "buffer": text.encode()}
     page.locator("#file").set_input_files(file)
-    page.locator("#import").click()
+    page.locator("#add").click()
     page.locator("#status", has_text=f"{len(rows)} items were added").wait_for()
 
 

@@ -221,7 +221,7 @@ def test_a_summary_is_graded_in_five_dimensions(visit: Open, running: Running) -
     row = {"prompt": "A long mail.", "response": "A mail.", "system": "4 bits"}
     file = {"name": "s.jsonl", "mimeType": "application/jsonl", "buffer": json.dumps(row).encode()}
     admin.locator("#file").set_input_files(file)
-    admin.locator("#import").click()
+    admin.locator("#add").click()
     admin.locator("#status", has_text="1 items").wait_for()
     page = visit(f"{running.url}/grade?project={admin.locator('#projects').input_value()}")
     begin_grading(page, "Ben")

@@ -216,8 +216,10 @@ async def together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 
 def _entry(message: Mapping[str, str]) -> Entry:
-    kinds = {"system": Instructions, "user": Prompt, "assistant": Response}
-    return kinds[message["role"]](text=message["content"])
+    text = message["content"]
+    if message["role"] == "system":
+        return Instructions(text=text)
+    return Prompt(text=text) if message["role"] == "user" else Response(text=text)
 
 
 def _weights(model: Model, adapter: str | None) -> str:

@@ -225,17 +225,15 @@ def summary_report(gradings: Sequence[SummaryGrading]) -> SummaryReport:
 
     def shares(
         items: Sequence[Sequence[SummaryGrading]], of: Callable[[SummaryGrading], SummaryGrade]
-    ) -> Any:
+    ) -> dict[SummaryGrade, Share]:
         counts = Counter(_lower_median([of(one) for one in given], SUMMARY_GRADES) for given in items)
         return {grade: Share.wilson(counts[grade], len(items)) for grade in SUMMARY_GRADES}
 
-    systems = {}
+    systems: dict[str, dict[str, dict[SummaryGrade, Share]]] = {}
     for system in sorted({one.system for one in gradings}):
         items = [given for given in by_item.values() if given[0].system == system]
-        systems[system] = {
-            "overall": shares(items, lambda one: one.overall),
-            **{name: shares(items, _dimension(name)) for name in DIMENSIONS},
-        }
+        systems[system] = {"overall": shares(items, lambda one: one.overall)}
+        systems[system] |= {name: shares(items, _dimension(name)) for name in DIMENSIONS}
     return SummaryReport(
         len(by_item),
         len(gradings),
@@ -259,25 +257,27 @@ def preferences(items: Iterable[GradedItem], gradings: Sequence[PairGrading]) ->
         given = by_item.get(item.id)
         if not given or item.b is None:
             continue
-        verdict = _verdict(given)
-        sides = {
-            "a": Response(item.a, _grades([one.a for one in given])),
-            "b": Response(item.b, _grades([one.b for one in given])),
-        }
-        labels = {"license": item.license, "source": item.source}
-        if verdict == "tie" or item.a == item.b:
-            rows += [
-                Preference(len(rows) + 1 + number, item.prompt, side, **labels)
-                for number, side in enumerate(one for one in sides.values() if one.gradings)
-            ]
-            continue
-        chosen, rejected = (sides["a"], sides["b"]) if verdict == "a" else (sides["b"], sides["a"])
-        levels = [one.level for one in given if one.verdict == verdict and one.level is not None]
-        weakest_first = tuple(reversed(LEVELS))
-        level = _lower_median(levels, weakest_first) if levels else None
-        if chosen.text.strip():
-            rows.append(Preference(len(rows) + 1, item.prompt, chosen, rejected, level, **labels))
+        for chosen, rejected, level in _preferred(item.a, item.b, given):
+            line = len(rows) + 1
+            rows.append(Preference(line, item.prompt, chosen, rejected, level, item.license, item.source))
     return rows
+
+
+def _preferred(
+    a: str, b: str, given: Sequence[PairGrading]
+) -> list[tuple[Response, Response | None, Level | None]]:
+    """(better, worse, by how much), or what was graded alone."""
+    if a == b:
+        alone = [Response(a, _grades([side for one in given for side in (one.a, one.b)]))]
+        return [(one, None, None) for one in alone if one.gradings]
+    sides = [Response(a, _grades([one.a for one in given])), Response(b, _grades([one.b for one in given]))]
+    verdict = _verdict(given)
+    if verdict == "tie":
+        return [(side, None, None) for side in sides if side.gradings]
+    chosen, rejected = sides if verdict == "a" else sides[::-1]
+    levels = [one.level for one in given if one.verdict == verdict and one.level is not None]
+    weakest_first = LEVELS[::-1]
+    return [(chosen, rejected, _lower_median(levels, weakest_first) if levels else None)]
 
 
 def _verdict(given: Sequence[PairGrading]) -> Verdict:

@@ -68,9 +68,12 @@ def sign_test(wins: int, losses: int) -> float:
     out by the caller (Dixon and Mood 1946). 1 where there are none of either."""
     if wins < 0 or losses < 0:
         raise PomonaError(f"sign test: {wins} wins and {losses} losses are none; give counts")
-    total, fewer = wins + losses, min(wins, losses)
-    tail = sum(math.comb(total, count) for count in range(fewer + 1))
-    return min(1.0, 2 * tail / 2**total)  # whole numbers up to here: no rounding for large counts
+    total = wins + losses
+    ways = tail = 1  # in which 0 of them are wins, 1 of them, ...: whole numbers, which do not round
+    for count in range(min(wins, losses)):
+        ways = ways * (total - count) // (count + 1)
+        tail += ways
+    return min(1.0, 2 * tail / (1 << total))
 
 
 @dataclass(frozen=True)

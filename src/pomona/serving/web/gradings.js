@@ -25,15 +25,18 @@ async function listProjects(chosen) {
 
 async function openProject() {
   const id = $("projects").value;
-  $("project").hidden = id === "";
   $("delete").disabled = $("read").disabled = id === "";
-  project = null;
-  if (id === "") return;
+  if (id === "") {
+    project = null;
+    $("project").hidden = true;
+    return;
+  }
   const results = await getJson(`/v1/grading/projects/${id}/results`);
   ({ project } = results);
   $("import-form").textContent = FORMS[project.kind];
   $("export-preferences").hidden = project.kind !== "pairs";
   showReport(results.report);
+  $("project").hidden = false;
 }
 
 function showReport(report) {
@@ -134,7 +137,7 @@ $("kind").addEventListener("change", () => { $("sides").querySelectorAll("label"
 $("projects").addEventListener("change", guarded(openProject));
 $("read").addEventListener("click", guarded(openProject));
 $("delete").addEventListener("click", guarded(forget));
-$("import").addEventListener("click", guarded(take));
+$("add").addEventListener("click", guarded(take));
 $("export-preferences").addEventListener("click", guarded(() => save("preferences")));
 $("export-gradings").addEventListener("click", guarded(() => save("gradings")));
 await guarded(listProjects)();
