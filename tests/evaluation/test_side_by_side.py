@@ -148,6 +148,37 @@ def test_rows_for_the_reward_model_are_read_without_a_complaint(tmp_path: Path) 
     assert third.rejected is None and third.chosen.gradings == {"harmlessness": "good"}
 
 
+@pytest.mark.slow
+def test_the_reward_model_learns_from_what_people_said(tmp_path: Path) -> None:
+    """`pomona align reward` on an export: people like "yes", call it true, and it learns so."""
+    from pomona.posttraining.options import RewardOptions
+    from pomona.posttraining.reward import train_reward
+    from tests.adapters.adapt_samples import tiny_model
+    from tests.posttraining.conftest import QUICK
+
+    gradings = [
+        graded(str(number), grader, "a", a={"truthfulness": "good"}, b={"truthfulness": "poor"})
+        for number in range(40)
+        for grader in "xy"
+    ]
+    write_preferences(
+        tmp_path / "p.jsonl", preferences([item(str(number)) for number in range(40)], gradings)
+    )
+    rows, report = read_preferences(tmp_path / "p.jsonl")
+    result = train_reward(
+        tiny_model(tmp_path / "tiny"),
+        rows,
+        tmp_path / "model",
+        work=tmp_path / "work",
+        data=report,
+        options=RewardOptions(**{**QUICK, "epochs": 4, "validation": 0.25}),
+        threads=1,
+    )
+    held_out = result.held_out
+    assert held_out is not None and held_out.accuracy is not None and held_out.accuracy.value > 0.9
+    assert held_out.gradings["truthfulness"][0].value > held_out.gradings["truthfulness"][1]
+
+
 def test_two_answers_that_are_the_same_are_one_response() -> None:
     same = GradedItem("1", ({"role": "user", "content": "q"},), "x", "x")
     grades: Any = {"a": {"truthfulness": "good"}, "b": {"truthfulness": "fair"}}

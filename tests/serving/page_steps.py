@@ -70,15 +70,13 @@ def new_comparison(page: Any, name: str) -> None:
     page.locator("#session").wait_for()
 
 
-GRADED = [
-    {
-        "id": "1",
-        "prompt": "Name three fruits that grow in cold countries.",
-        "a": "Apples, pears and plums. All three need a cold winter before they flower.",
-        "b": "Many fruits grow in cold countries. Fruits are healthy and should be eaten every day.",
-    },
-    {"id": "2", "prompt": "What is 7 times 8?", "a": "56", "b": "54"},
-]
+GRADED = {
+    "id": "1",
+    "prompt": "Name three fruits that grow in cold countries.",
+    "a": "Apples, pears and plums. All three need a cold winter before they flower.",
+    "b": "Many fruits grow in cold countries. Fruits are healthy and should be eaten every day.",
+}
+QUESTIONS = ("instruction_following", "conciseness", "truthfulness", "harmlessness")
 
 
 def new_grading(page: Any, name: str, rows: list[dict[str, str]], overlap: int | None = None) -> None:
@@ -142,18 +140,37 @@ def fill_for_show(page: Any, path: str) -> None:
     elif path in ("/grade", "/gradings"):
         origin = page.url.removesuffix(path)
         page.goto(f"{origin}/gradings")
-        new_grading(page, "with and without compression", GRADED)
+        count = 1 if path == "/grade" else 24
+        rows = [{**GRADED, "id": str(number), "b": f"{GRADED['b']} {number}"} for number in range(count)]
+        new_grading(page, "with and without compression", rows, overlap=2)
+        if path == "/gradings":
+            for grader in ("Anna", "Ben"):
+                grade_by_rule(page, origin, grader)
+            page.locator("#read").click()
+            page.locator("#tables table").first.wait_for()
+            return
         page.goto(f"{origin}/grade")
         begin_grading(page, "Anna")
-        for place, grade in (("left", "good"), ("right", "fair")):
-            for question in ("instruction_following", "conciseness", "truthfulness", "harmlessness"):
-                page.locator(f"#{place}-{question}-{grade}").check()
-        page.locator("#verdict-left").check()
+        better = "left" if page.locator("#left", has_text="plums").count() else "right"
+        for place in ("left", "right"):
+            for question in QUESTIONS:
+                good = place == better or question in ("truthfulness", "harmlessness")
+                page.locator(f"#{place}-{question}-{'good' if good else 'poor'}").check()
+        page.locator(f"#verdict-{better}").check()
         page.locator("#level-better").check()
-        if path == "/gradings":
-            page.get_by_role("button", name="Save and go on").click()
-            page.locator("#status", has_text="1 done").wait_for()
-            page.goto(f"{origin}/gradings")
-            page.locator("#projects option").nth(1).wait_for(state="attached")
-            page.locator("#projects").select_option(index=1)
-            page.locator("#tables table").first.wait_for()
+
+
+def grade_by_rule(page: Any, origin: str, grader: str) -> None:
+    """All that is left of the newest project, over HTTP: A is better three times of four."""
+    project = page.request.get(f"{origin}/v1/grading/projects").json()["data"][0]["id"]
+    for number in range(100):
+        address = f"{origin}/v1/grading/projects/{project}/next"
+        item = page.request.post(address, data={"grader": grader}).json()["item"]
+        if item is None:
+            return
+        a = "left" if "plums" in item["left"] else "right"
+        b = "right" if a == "left" else "left"
+        better = b if number % 4 == 3 else a
+        grades = {place: dict.fromkeys(QUESTIONS, "good" if place == better else "fair") for place in (a, b)}
+        body = {"grader": grader, "verdict": better, "level": "slightly_better", "gradings": grades}
+        assert page.request.post(f"{origin}/v1/grading/items/{item['id']}/gradings", data=body).ok

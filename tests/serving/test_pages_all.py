@@ -224,7 +224,7 @@ def test_pictures_of_the_pages(visit: Open, site_dir: Path, tmp_path: Path) -> N
     shown.append(("/gradings", "light", usual))
     made = []
     for path, scheme, name in [*shown, ("/chat", "dark", usual), ("/compression", "light", mixed)]:
-        height = {"/compression": 820, "/compare": 1080, "/grade": 1150, "/gradings": 1350}.get(path, 760)
+        height = {"/compression": 820, "/compare": 1080, "/grade": 1150, "/gradings": 1000}.get(path, 760)
         with (
             Model.load(name, threads=1) as model,
             serving(model, compare_db=tmp_path / "c.db", grading_db=tmp_path / "g.db") as running,

@@ -13,6 +13,7 @@ let project = null;
 
 const percent = (value) => (value === null ? "–" : `${(100 * value).toFixed(0)}%`);
 const fixed = (value) => (value === null ? "–" : value.toFixed(2));
+const between = ({ low, high }) => (low === null ? "–" : `${fixed(low)} to ${fixed(high)}`);
 const spaced = (name) => name.replaceAll("_", " ");
 
 async function listProjects(chosen) {
@@ -49,7 +50,7 @@ function showReport(report) {
   if (project.kind === "pairs") showPairs(report);
   else showSummaries(report);
   const rows = Object.entries(report.agreement).map(([name, one]) =>
-    [spaced(name), one.level, fixed(one.value), `${fixed(one.low)} to ${fixed(one.high)}`, percent(one.same), String(one.units)]);
+    [spaced(name), one.level, fixed(one.value), between(one), percent(one.same), String(one.units)]);
   $("tables").append(table("Agreement: Krippendorff's alpha", ["of", "scale", "alpha", "interval", "same", "graded twice"], rows));
 }
 
@@ -59,7 +60,7 @@ function showPairs(report) {
   const told = (counts) => Object.entries(counts).map(([grade, count]) => `${count} ${grade}`).join(", ");
   const grades = Object.entries(report.grades).map(([question, one]) => {
     const better = report.better[question];
-    return [spaced(question), told(one.a), told(one.b), better === undefined ? "–" : `${fixed(better.value)} (${fixed(better.low)} to ${fixed(better.high)})`];
+    return [spaced(question), told(one.a), told(one.b), better === undefined ? "–" : `${fixed(better.value)} (${between(better)})`];
   });
   const graders = report.graders.map((one) => [one.grader, String(one.gradings), percent(one.left_preferred.value)]);
   $("tables").append(
