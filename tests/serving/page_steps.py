@@ -95,7 +95,7 @@ def new_grading(page: Any, name: str, rows: list[dict[str, str]], overlap: int |
     file = {"name": "pairs.jsonl", "mimeType": "application/jsonl", "buffer": text.encode()}
     page.locator("#file").set_input_files(file)
     page.locator("#add").click()
-    page.locator("#status", has_text=f"{len(rows)} items were added").wait_for()
+    page.locator("#status", has_text=f"Added: {len(rows)}.").wait_for()
 
 
 def begin_grading(page: Any, grader: str, project: str = "") -> None:

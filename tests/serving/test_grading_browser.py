@@ -99,7 +99,7 @@ def grade_and_check(visit: Open, running: Running, folder: Path, count: int) -> 
     admin = visit(f"{running.url}/gradings")
     new_grading(admin, name, rows(count), overlap=2)
     graders = [Script("Anna", 1, 0.15), Script("Ben", 2, 0.3)]
-    label = f"{name} ({count} items)"
+    label = f"{name} (items: {count})"
     orders = []
     for grader in graders:
         page = visit(f"{running.url}/grade")
@@ -110,7 +110,7 @@ def grade_and_check(visit: Open, running: Running, folder: Path, count: int) -> 
 
     # The page's figures, against the rules of the graders and SciPy.
     admin.locator("#read").click()
-    admin.locator("#facts", has_text=f"{2 * count} gradings").wait_for()
+    admin.locator("#facts", has_text=f"gradings: {2 * count};").wait_for()
     project = admin.locator("#projects").input_value()
     report = admin.request.get(f"{running.url}/v1/grading/projects/{project}/results").json()["report"]
     verdicts = majority(range(count), graders)
@@ -205,7 +205,7 @@ def test_what_is_missing_is_asked_for_and_what_was_said_can_be_corrected(
     page.get_by_role("button", name="Skip").click()
     page.locator("#status", has_text="Nothing is left").wait_for()
     admin.locator("#read").click()
-    admin.locator("#facts", has_text="1 gradings").wait_for()
+    admin.locator("#facts", has_text="gradings: 1;").wait_for()
 
 
 def test_a_summary_is_graded_in_five_dimensions(visit: Open, running: Running) -> None:
@@ -222,7 +222,7 @@ def test_a_summary_is_graded_in_five_dimensions(visit: Open, running: Running) -
     file = {"name": "s.jsonl", "mimeType": "application/jsonl", "buffer": json.dumps(row).encode()}
     admin.locator("#file").set_input_files(file)
     admin.locator("#add").click()
-    admin.locator("#status", has_text="1 items").wait_for()
+    admin.locator("#status", has_text="Added: 1.").wait_for()
     page = visit(f"{running.url}/grade?project={admin.locator('#projects').input_value()}")
     begin_grading(page, "Ben")
     for name in ("composition", "comprehensiveness", "groundedness", "following_instructions"):

@@ -238,4 +238,4 @@ def test_pictures_of_the_pages(visit: Open, site_dir: Path, tmp_path: Path) -> N
             page.close()
         made.append(picture)
     assert len(made) == 8
-    assert all(5_000 < picture.stat().st_size < 120_000 for picture in made)
+    assert all(5_000 < picture.stat().st_size < 150_000 for picture in made)

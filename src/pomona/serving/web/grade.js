@@ -26,7 +26,7 @@ let saving = false;
 
 async function listProjects() {
   const { data } = await getJson("/v1/grading/projects");
-  $("projects").replaceChildren(...data.map((one) => option(one.id, `${one.name} (${one.items} items)`)));
+  $("projects").replaceChildren(...data.map((one) => option(one.id, `${one.name} (items: ${one.items})`)));
   if (data.length === 0) $("projects").append(option("", "none yet"));
   const wanted = new URLSearchParams(location.search).get("project");
   if (data.some((one) => one.id === wanted)) $("projects").value = wanted;

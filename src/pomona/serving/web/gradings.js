@@ -18,7 +18,7 @@ const spaced = (name) => name.replaceAll("_", " ");
 
 async function listProjects(chosen) {
   const { data } = await getJson("/v1/grading/projects");
-  const items = data.map((one) => option(one.id, `${one.name} (${one.items} items, ${one.gradings} gradings)`));
+  const items = data.map((one) => option(one.id, `${one.name} (items: ${one.items}, gradings: ${one.gradings})`));
   $("projects").replaceChildren(option("", data.length === 0 ? "none yet" : "choose one"), ...items);
   $("projects").value = chosen ?? "";
   $("new").open = data.length === 0;
@@ -40,10 +40,15 @@ async function openProject() {
   $("project").hidden = false;
 }
 
+async function readAgain() {
+  await listProjects(project.id);
+  await openProject();
+}
+
 function showReport(report) {
   const sides = project.kind === "pairs" ? `A: ${project.a}. B: ${project.b}. ` : "";
   const many = project.overlap === null ? "every grader sees every item" : `graders per item: ${project.overlap}`;
-  $("facts").textContent = `${sides}${project.items} items, ${project.gradings} gradings; ${many}. Intervals are of 95%.`;
+  $("facts").textContent = `${sides}Items: ${project.items}, gradings: ${project.gradings}; ${many}. Intervals are of 95%.`;
   $("shares").replaceChildren();
   $("tables").replaceChildren();
   if (report === null) return;
@@ -104,10 +109,8 @@ async function take() {
   const [file] = $("file").files;
   if (file === undefined) throw new Error("Choose a file first.");
   const { added } = await getJson(`/v1/grading/projects/${project.id}/items`, { method: "POST", body: { jsonl: await file.text() } });
-  const { id } = project;
-  await listProjects(id);
-  await openProject();
-  $("status").textContent = `${added} items were added.`;
+  await readAgain();
+  $("status").textContent = `Added: ${added}.`;
   $("file").value = "";
 }
 
@@ -136,7 +139,7 @@ const guarded = (work) => async (event) => {
 $("begin").addEventListener("submit", guarded(begin));
 $("kind").addEventListener("change", () => { $("sides").querySelectorAll("label").forEach((label) => { label.hidden = $("kind").value !== "pairs"; }); });
 $("projects").addEventListener("change", guarded(openProject));
-$("read").addEventListener("click", guarded(openProject));
+$("read").addEventListener("click", guarded(readAgain));
 $("delete").addEventListener("click", guarded(forget));
 $("add").addEventListener("click", guarded(take));
 $("export-preferences").addEventListener("click", guarded(() => save("preferences")));
