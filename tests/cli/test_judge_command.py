@@ -70,6 +70,14 @@ def test_ratings_guided_verdicts_and_fresh_replies(pomona: Any, files: Path, jud
     assert sorted(path.name for path in copies.iterdir()) == ["ours.jsonl", "theirs.jsonl"]
 
 
+def test_answers_are_there_even_if_the_judge_fails(pomona: Any, files: Path) -> None:
+    with scripted(lambda body: "I cannot say.") as silent:
+        more = ("--against", str(files / "theirs.jsonl"), "--answers-out", str(files / "kept"))
+        found = pomona(*arguments(files, silent, *more, "--pairs", str(files / "pairs.jsonl")))
+    assert found.code == 2 and "16 x no verdict" in found.err
+    assert (files / "kept" / "ours.jsonl").is_file() and (files / "pairs.jsonl").is_file()
+
+
 @pytest.mark.parametrize(
     ("more", "complaint"),
     [

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -133,7 +134,9 @@ def judge(
         shutil.rmtree(keep, ignore_errors=True)
     with Sources(keep=keep, threads=threads, together=at_once) as sources, ProgressReporter() as progress:
         run = _Run(sources, asked, wording, guided, protocol, (max_tokens, judge_tokens), progress.update)
-        result = asyncio.run(run.all(answers, against, judge, human))
+        result = asyncio.run(
+            run.all(answers, against, judge, human, answered=lambda: _write_answers(run, answers_out, pairs))
+        )
     result |= {
         "protocol": protocol,
         "prompts": wording.digest,
@@ -141,7 +144,8 @@ def judge(
         "questions": len(asked),
         "judge": run.judge_name,
     }
-    _write(run, asked, out, answers_out, pairs, result)
+    if out is not None:
+        _write_result(out, {**result, "judgements": [one.to_json() for one in run.judgements]})
     if as_json:
         print_json(result)
         return
@@ -168,7 +172,10 @@ class _Run:
         self.judge_name = ""
         self.report: PairReport | RatingReport
 
-    async def all(self, ours: str, theirs: str | None, judge: str, human: Path | None) -> dict[str, Any]:
+    async def all(
+        self, ours: str, theirs: str | None, judge: str, human: Path | None, answered: Callable[[], None]
+    ) -> dict[str, Any]:
+        """answered: called before the judge is asked, who may fail."""
         from pomona.evaluation.judge import judge_pairs, rate
         from pomona.evaluation.judge_report import pair_report, rating_report, read_labels
 
@@ -177,6 +184,7 @@ class _Run:
             self.sides = [
                 replace(side, name=f"{side.name} ({n})") for side, n in zip(self.sides, "AB", strict=True)
             ]
+        answered()
         asker = self.sources.open(judge, tokens=self.tokens[1])
         self.judge_name = asker.name
         options: dict[str, Any] = {
@@ -218,17 +226,9 @@ def _questions(name: str, data: Path | None, limit: int | None) -> list[Question
     return [found[index * len(found) // limit] for index in range(limit)]
 
 
-def _write(
-    run: _Run,
-    questions: list[Question],
-    out: Path | None,
-    answers_out: Path | None,
-    pairs: Path | None,
-    result: dict[str, Any],
-) -> None:
+def _write_answers(run: _Run, answers_out: Path | None, pairs: Path | None) -> None:
     from pomona.adapters.recipes.rows import write_jsonl
     from pomona.evaluation.judge_questions import write_answers
-    from pomona.models.model_directory import write_json
 
     if answers_out is not None:
         answers_out.mkdir(parents=True, exist_ok=True)
@@ -238,18 +238,22 @@ def _write(
         a, b = run.sides
         rows = [
             {"id": question.id, "prompt": question.turns[0], "a": a.of(question, 0), "b": b.of(question, 0)}
-            for question in questions
+            for question in run.questions
         ]
         write_jsonl(pairs, (row for row in rows if row["a"] and row["b"]))
-    if out is not None:
-        judged = [one.to_json() for one in run.judgements]
-        beside = out.with_name(f".{out.name}.{os.getpid()}")
-        try:
-            write_json(beside, {**result, "judgements": judged})
-            beside.replace(out)
-        except OSError as error:
-            beside.unlink(missing_ok=True)
-            raise PomonaError(f"{out}: cannot be written ({error.strerror}); check the path") from error
+
+
+def _write_result(out: Path, result: dict[str, Any]) -> None:
+    """The file appears whole or not at all."""
+    from pomona.models.model_directory import write_json
+
+    beside = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        write_json(beside, result)
+        beside.replace(out)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise PomonaError(f"{out}: cannot be written ({error.strerror}); check the path") from error
 
 
 def _show(report: PairReport | RatingReport, result: dict[str, Any]) -> None:
@@ -273,7 +277,11 @@ def _show(report: PairReport | RatingReport, result: dict[str, Any]) -> None:
                 ("B", f"{report.b}, {report.characters[1]:.0f} characters"),
                 ("win rate of A", _percent(report.win_rate)),
                 ("of equal length", f"{_percent(report.length_controlled)}, phi {report.length:+.2f}"),
-                ("strong counted thrice", _percent(report.arena)),
+                *(
+                    [("strong counted thrice", _percent(report.arena))]
+                    if result["protocol"] == "arena"
+                    else []
+                ),
                 ("A wins in both orders", _share(report.wins)),
                 ("tie, or orders differ", _share(report.ties)),
                 ("B wins in both orders", _share(report.losses)),
