@@ -56,6 +56,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "pomona.cli.eval",
         "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
     ),
+    "judge": ("pomona.cli.judge", "Judge answers by a model at an endpoint, in pairs or by ratings."),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
     "safety": ("pomona.cli.safety", "Guardrails, red team, review queue, safety data, memorisation."),
 }
