@@ -3,9 +3,9 @@
     python -m benchmarks.pretraining --quick
     python -m benchmarks.pretraining --only optimizer table6 --json pretraining.json
 
-Each part is a benchmark of its own (benchmarks.pretraining_data, _optimizer, _table6) with further options; run_all
-runs those. Here their tables and goals are printed one after the other, beside the exactness of the two rules:
-optimizer and Soft-Top-K.
+Each part is a benchmark of its own (benchmarks.pretraining_data, _optimizer, _table6) with further options;
+run_all runs those. Here their tables and goals are printed one after the other, beside the exactness of the
+two rules: optimizer and Soft-Top-K.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import BenchmarkError, Goal, Report, machine_facts, run_command, text_table, usable_cores
+from benchmarks.common import (
+    BenchmarkError,
+    Goal,
+    Report,
+    machine_facts,
+    run_command,
+    text_table,
+    usable_cores,
+)
 from benchmarks.pretraining_rules import rules
 from pomona.errors import PomonaError
 

@@ -1,8 +1,8 @@
 """What a checkpoint is worth on held-out sequences: loss, loss at its best temperature, top-1.
 
-A student of a teacher's likeliest tokens is taught to be surer than the text is: with 0.9 of the weight on one token
-it pays for every other. Held-out loss alone would show that and hide what was learned, so two figures stand beside
-it that do not depend on how sure a model is.
+A student of a teacher's likeliest tokens is taught to be surer than the text is: with 0.9 of the weight on
+one token it pays for every other. Held-out loss alone would show that and hide what was learned, so two
+figures stand beside it that do not depend on how sure a model is.
 """
 
 from __future__ import annotations

@@ -3,10 +3,10 @@
     python -m benchmarks.pretraining_table6 --quick
     python -m benchmarks.pretraining_table6 --json table6.json --plot FILE.svg
 
-A wide parent is trained once. Students of a third of its FFN width then spend the same number of floating-point
-operations each: training, learning masks and the teacher's passes all count, the parent's own training does not
-(one baseline is charged for that too). Everybody ends with the same short stage without a teacher, as in the
-report's recipe. Every run is `pomona pretrain`'s own; the teacher's tokens come from one cache.
+A wide parent is trained once. Students of a third of its FFN width then spend the same number of floating-
+point operations each: training, learning masks and the teacher's passes all count, the parent's own training
+does not (one baseline is charged for that too). Everybody ends with the same short stage without a teacher,
+as in the report's recipe. Every run is `pomona pretrain`'s own; the teacher's tokens come from one cache.
 """
 
 from __future__ import annotations
@@ -176,7 +176,9 @@ class Runs:
         self._pretrain(recipe, name)
         judged = [self._judge(name, stage, self.scale.narrow) for stage in ("core", "last")]
         trial = Trial(arm.name, seed, core_steps(arm, self.scale), *judged)
-        _say(f"{arm.name}, seed {seed}: {trial.core.loss:.4f} after the core, {trial.last.loss:.4f} at the end")
+        _say(
+            f"{arm.name}, seed {seed}: {trial.core.loss:.4f} after the core, {trial.last.loss:.4f} at the end"
+        )
         return trial
 
     def _pretrain(self, values: Mapping[str, Any], name: str) -> None:
@@ -216,7 +218,7 @@ def parent_recipe(scale: Scale) -> dict[str, Any]:
 
 
 def student_recipe(arm: Arm, scale: Scale, seed: int, folder: Path) -> dict[str, Any]:
-    """What an arm is, as a recipe: the parent's tokens and, if it prunes, the parent's weights to begin with."""
+    """What an arm is, as a recipe: on the parent's tokens and, if it prunes, from the parent's weights."""
     parent = folder / "parent"
     stages = []
     if arm.prune:
@@ -347,14 +349,14 @@ def goals(trials: Sequence[Trial]) -> list[Goal]:
 def notes(trials: Sequence[Trial], scale: Scale, seeds: int) -> list[str]:
     lines = [
         f"students: width {scale.hidden}, {scale.layers} layers, FFN {scale.narrow}, vocabulary "
-        f"{scale.vocabulary}; {scale.batch} x {scale.length} tokens of Python documentation per step; peak rate "
-        f"{scale.rate:g} for all; {scale.windows} held-out sequences, the same for all, nats per token",
+        f"{scale.vocabulary}; {scale.batch} x {scale.length} tokens of Python documentation per step, peak "
+        f"rate {scale.rate:g} for all; {scale.windows} held-out sequences, the same for all, nats per token",
         "cost: FLOP before the last stage over the baseline's; masks "
-        f"({scale.mask_steps} steps of the wide model) and the teacher's passes (forward, once per sequence) "
-        "count where the row does not say otherwise; the parent's own training does not",
-        "at its temperature: logits divided by the one number that fits the other half of the held-out text "
-        f"best; at the end: after {scale.last_steps} steps without a teacher at a tenth of the rate, which all "
-        "have",
+        f"({scale.mask_steps} steps of the wide model) and the teacher's passes (once per sequence) count "
+        "where the row does not say otherwise; the parent's own training does not",
+        "at its temperature: logits divided by the number that is best for the other half of the held-out "
+        f"text; at the end: after {scale.last_steps} steps without a teacher at a tenth of the rate, which "
+        "all have",
         f"one parent for all; {seeds} seeds of initial weights and of the order of the text",
     ]
     for one, other in (

@@ -1,7 +1,7 @@
 """Soft-Top-K in float64 by two ways that are not ours, to hold ours against (docs/pruning.md).
 
-`coda`: the rounds of coordinate ascent of Lei et al. 2023 (AFM report, section 3.4). `bisection`: the one unknown of
-the closed form, found by halving an interval.
+`coda`: the rounds of coordinate ascent of Lei et al. 2023 (AFM report, section 3.4). `bisection`: the one
+unknown of the closed form, found by halving an interval.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ Array = NDArray[np.float64]
 
 
 def coda(scores: Array, k: float, temperature: float, rounds: int = 20_000) -> Array:
-    """lambda_i = exp((s_i + a + b_i) / e), a and b in turns. Slow at low temperatures: many rounds."""
+    """lambda_i = exp((s_i + a + b_i) / e), a and b in turns. Until nothing changes."""
     b = np.zeros_like(scores)
     a = 0.0
     for _ in range(rounds):
         shifted = (scores + b) / temperature
         top = shifted.max()
         a = temperature * (np.log(k) - top - np.log(np.exp(shifted - top).sum()))
-        b = np.minimum(-scores - a, 0.0)
+        before, b = b, np.minimum(-scores - a, 0.0)
+        if np.array_equal(before, b):
+            break
     found: Array = np.exp((scores + a + b) / temperature)
     return found
 

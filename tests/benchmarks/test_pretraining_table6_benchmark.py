@@ -1,4 +1,4 @@
-"""benchmarks.pretraining_table6: equal cost, what the arms are, how they are judged; the run over all parts."""
+"""benchmarks.pretraining_table6: equal cost, what the arms are, how they are judged; all parts in one."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from pretrain_samples import settings, windows
+from test_loss import Table
 
 from pomona.errors import PomonaError
 from pomona.models.random_init import random_model
@@ -22,7 +23,6 @@ from pomona.pretraining.training.distillation import DistillationLoss
 from pomona.pretraining.training.loss import Batch, NextTokenLoss
 from pomona.pretraining.training.stage import start_processes
 from pomona.pretraining.training.teacher import teach
-from test_loss import Table
 
 Finished = tuple[Path, RunReport]
 
@@ -256,6 +256,6 @@ def test_another_teacher_in_the_same_place_is_refused(finished: Finished, tmp_pa
     config = ModelConfig.from_directory(moved)
     random_model(config, moved, seed=8, tokenizer_from=finished[1].model, overwrite=True)
     before = (report.model / "model.safetensors").read_bytes()
-    with pytest.raises(PomonaError, match="something else.*teacher"):
+    with pytest.raises(PomonaError, match=r"something else.*teacher"):
         pretrain(recipe, tmp_path / "out", resume=True)
     assert (report.model / "model.safetensors").read_bytes() == before

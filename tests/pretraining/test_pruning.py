@@ -183,7 +183,7 @@ def test_the_run_ends_in_a_narrower_model_that_ordinary_tools_load(pruned: Prune
 
     from pomona.runtime.engine import Engine
 
-    folder, report = pruned
+    _folder, report = pruned
     assert ModelConfig.from_directory(report.model).intermediate_size == KEPT
     loaded = AutoModelForCausalLM.from_pretrained(report.model, dtype=torch.float32)
     ids = [5, 9, 13, 40, 41]

@@ -190,7 +190,7 @@ def test_masks_and_a_teacher_are_two_stages_and_masks_are_not_compiled() -> None
     prune, distill = {"intermediate_size": 64}, {"teacher": "x"}
     with pytest.raises(ValueError, match="two stages"):
         recipe_of(settings(prune=prune, distill=distill))
-    with pytest.raises(ValueError, match="torch.compile"):
+    with pytest.raises(ValueError, match=r"torch\.compile"):
         recipe_of(settings(prune=prune) | {"compile": True})
 
 

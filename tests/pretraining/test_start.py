@@ -33,9 +33,11 @@ def test_weights_are_those_of_the_directory_in_float32(tmp_path: Path) -> None:
 
 def test_another_shape_and_another_family_are_refused(tmp_path: Path) -> None:
     config = config_of(recipe_of(settings()))
-    with ModelWeights(random_model(config, tmp_path / "model")) as weights:
-        with pytest.raises(PomonaError, match="its intermediate_size is 128, .* begins with 96"):
-            weights.check_shape(replace(config, intermediate_size=96))
+    with (
+        ModelWeights(random_model(config, tmp_path / "model")) as weights,
+        pytest.raises(PomonaError, match=r"its intermediate_size is 128, .* begins with 96"),
+    ):
+        weights.check_shape(replace(config, intermediate_size=96))
     llama = random_model(replace(config, model_type="llama"), tmp_path / "llama")
     with pytest.raises(PomonaError, match="is a llama model"):
         ModelWeights(llama)

@@ -111,7 +111,7 @@ def test_the_tokens_for_other_data_are_refused(teacher: MixtureTeacher, tmp_path
     fill(teacher, teacher.missing(0, 1))
     before = (tmp_path / "cache" / f"web-{LENGTH}" / IDS).read_bytes()
     other = mixture(packed(tmp_path / "new" / "web", seed=9))
-    with pytest.raises(PomonaError, match="something else.*data"):
+    with pytest.raises(PomonaError, match=r"something else.*data"):
         opened(tmp_path / "cache", other)
     assert (tmp_path / "cache" / f"web-{LENGTH}" / IDS).read_bytes() == before
 
@@ -165,9 +165,10 @@ def test_large_vocabularies_have_four_bytes(tmp_path: Path) -> None:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(key=st.sampled_from(["teacher", "data", "sequences", "version", "vocab_size", "more"]), value=st.one_of(
-    st.none(), st.integers(-2, 1 << 70), st.text(max_size=8), st.lists(st.integers(), max_size=2)
-))  # fmt: skip
+@given(
+    st.sampled_from(["teacher", "data", "sequences", "version", "vocab_size", "more"]),
+    st.one_of(st.none(), st.integers(-2, 1 << 70), st.text(max_size=8), st.lists(st.integers(), max_size=2)),
+)
 def test_a_foreign_index_gives_one_error(teacher: MixtureTeacher, key: str, value: Any) -> None:
     ids = teacher.ids["web"]
     raw = ids.identity.model_dump()

@@ -226,7 +226,9 @@ def packed_sha256(folder: Path) -> str:
     try:
         return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
     except OSError as error:
-        raise PomonaError(f"{folder / INDEX}: cannot be read ({error.strerror}); pack the documents") from error
+        raise PomonaError(
+            f"{folder / INDEX}: cannot be read ({error.strerror}); pack the documents"
+        ) from error
 
 
 def _tokens_file(shard: int) -> str:

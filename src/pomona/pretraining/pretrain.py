@@ -116,7 +116,15 @@ def pretrain(
         last: Path | None = None
         for stage in recipe.stages:
             last = _stage(
-                recipe, stage, out, last, prepared, processes, (losses or {}).get(stage.name), progress, on_point
+                recipe,
+                stage,
+                out,
+                last,
+                prepared,
+                processes,
+                (losses or {}).get(stage.name),
+                progress,
+                on_point,
             )
         assert last is not None
         return _finish(recipe, out, last, prepared, gguf, progress) if processes.main else None

@@ -1,8 +1,8 @@
 """Structured pruning of the FFN: schedule, choice of channels, and the smaller dense model (section 3.4).
 
-A channel of the FFN is a row of gate_proj, the same row of up_proj and the column of down_proj that they feed.
-Masks over the channels are learned during a stage (training/pruning.py); at its end the channels with the
-largest scores of every layer are cut out of the three matrices, in their old order:
+A channel of the FFN is a row of gate_proj, the same row of up_proj and the column of down_proj that they
+feed. Masks over the channels are learned during a stage (training/pruning.py); at its end the channels with
+the largest scores of every layer are cut out of the three matrices, in their old order:
 
     STAGE/pruned/model.safetensors      float32, as a checkpoint's, of the narrower shape
     STAGE/pruned/pruned.json            the checkpoint that it was cut from, and the channels of every layer

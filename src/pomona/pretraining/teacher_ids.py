@@ -5,9 +5,9 @@
         ids.bin         a record for each sequence of the source: CRC-32, then the teacher's token at each
                         of its LENGTH positions
 
-A record belongs to a sequence of the packed source and not to a window of a stage, so seeds and weights of the
-mixture do not matter. The file is sparse, and mapped for reading; a record is there if its sum is right, so a
-killed writer leaves nothing but records that are not there yet.
+A record belongs to a sequence of the packed source and not to a window of a stage, so seeds and weights of
+the mixture do not matter. The file is sparse, and mapped for reading; a record is there if its sum is right,
+so a killed writer leaves nothing but records that are not there yet.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ _SUM = np.dtype("<u4")
 
 
 class TeacherIdentity(BaseModel):
-    """What teacher.json holds. teacher: fingerprint of its weights. data: sum of the packed tokens. precision: in
-    which it computes, since a near tie may fall either way."""
+    """What teacher.json holds. teacher: fingerprint of its weights. data: sum of the packed tokens.
+    precision: in which it computes, since a near tie may fall either way."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 

@@ -3,8 +3,8 @@
     q_t = w onehot(argmax_v p_teacher(v | x_<t)) + (1 - w) onehot(x_t),      w = 0.9
     L = - sum_v q_t(v) ln p_student(v | x_<t) = w CE(teacher's token) + (1 - w) CE(true token)
 
-A mean over positions. The z-loss is added as in any stage. So a teacher is one integer per position, looked up by the
-window's number (teacher_ids.py).
+A mean over positions. The z-loss is added as in any stage. So a teacher is one integer per position, looked
+up by the window's number (teacher_ids.py).
 """
 
 from __future__ import annotations

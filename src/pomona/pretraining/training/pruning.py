@@ -4,9 +4,9 @@ As in Wang et al. 2020 and Sheared-LLaMA (Xia et al. 2023) the masks are trained
 the report's changes: the FFN width alone is pruned, and the masks are Soft-Top-K instead of hard concrete, so
 that the width is met exactly at every step and no penalty has to hold it.
 
-The mask multiplies what goes into down_proj. During the stage its budget falls from the whole width to what is
-kept, and its temperature falls until it is all but hard (pruning.py). An evaluation takes the hard mask: the
-held-out losses of the curve are those of the model that would be cut out there.
+The mask multiplies what goes into down_proj. During the stage its budget falls from the whole width to what
+is kept, and its temperature falls until it is all but hard (pruning.py). An evaluation takes the hard mask:
+the held-out losses of the curve are those of the model that would be cut out there.
 
 The scores are the loss's one parameter, so they are trained, sharded and checkpointed as those of any loss.
 
@@ -31,7 +31,7 @@ from pomona.pretraining.training.soft_top_k import soft_top_k
 
 
 class PruningLoss(torch.nn.Module):
-    """Next-token loss of the masked model. Its parameter `scores` [L, N] begins at 0: no channel is preferred.
+    """Next-token loss of the masked model. Its parameter `scores` [L, N] begins at 0, without a favourite.
 
     A score is told in the distance that the optimizer can move one in the whole stage at the most (its
     updates have a root mean square of 1), so that temperatures mean the same at any rate and length.

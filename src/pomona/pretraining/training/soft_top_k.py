@@ -1,14 +1,15 @@
-"""Soft-Top-K: a differentiable choice of k out of N by scores (CoDA: Lei et al. 2023; AFM report, section 3.4).
+"""Soft-Top-K: a differentiable choice of k out of N by scores (CoDA: Lei et al. 2023; AFM report, section
+3.4).
 
 For scores s, a budget k and a temperature e the mask is
 
     lambda = argmax  s . lambda + e H(lambda)     over  0 <= lambda_i <= 1,  sum lambda = k,
     H = - sum lambda_i ln lambda_i
 
-which is lambda_i = min(1, exp((s_i + a) / e)) with the one number a that makes the sum k. CoDA finds a by some
-twenty rounds of coordinate ascent. Sorting finds it exactly: if the m largest scores are at 1, the others
-share what is left as a softmax, (k - m) softmax(s / e), and the right m is the least one for which no share is
-above 1.
+which is lambda_i = min(1, exp((s_i + a) / e)) with the one number a that makes the sum k. CoDA finds a by
+some twenty rounds of coordinate ascent. Sorting finds it exactly: if the m largest scores are at 1, the
+others share what is left as a softmax, (k - m) softmax(s / e), and the right m is the least one for which no
+share is above 1.
 
 Shape letters: L rows, each with a choice of its own; N scores of a row.
 """

@@ -1,7 +1,7 @@
 """Runs the teacher over the windows of a stage and keeps its likeliest tokens (teacher_ids.py).
 
-Only windows whose record is not in the cache yet are computed. The teacher is sharded over the job as any model
-is (FSDP2), and gone before the student is made.
+Only windows whose record is not in the cache yet are computed. The teacher is sharded over the job as any
+model is (FSDP2), and gone before the student is made.
 """
 
 from __future__ import annotations
