@@ -37,7 +37,7 @@ def rules() -> Report:
         Goal("Soft-Top-K from the hard mask at a low temperature, in millionths", 1e6 * hard, 1.0, "<="),
     ]
     notes = [
-        f"Soft-Top-K: {ROWS} rows of {WIDTH} normal scores, {KEPT} to keep, {len(TEMPERATURES)} temperatures; "
+        f"Soft-Top-K: {ROWS} rows of {WIDTH} normal scores, {KEPT} to keep; "
         "CoDA's rounds until nothing changes",
         *(
             f"after {ROUNDS} of its rounds CoDA is {difference:.1e} off at a temperature of {temperature:g}"

@@ -33,7 +33,8 @@ from pomona.models.safetensors_file import SafetensorsFile, SafetensorsWriter, T
 from pomona.pretraining.recipe import PruneSettings
 
 FOLDER, RECORD = "pruned", "pruned.json"
-SCORES = "scores"  # name of the masks' scores in loss.safetensors, [layers, channels]
+SCORES = "scores"  # the name of the masks' scores [layers, channels] among the loss's parameters
+_STATE, _LOSS = "state.json", "loss.safetensors"  # of a checkpoint (training/checkpoint.py)
 _FFN = re.compile(r"model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.weight")
 
 
@@ -73,7 +74,7 @@ def prune_checkpoint(
     config: the wide shape. Nothing is done if `target` was made from this very checkpoint. PomonaError: the
     checkpoint has no scores of that shape, or another thing lies at `target`.
     """
-    sums = read_json_object(checkpoint / "state.json").get("files", {})
+    sums = read_json_object(checkpoint / _STATE).get("files", {})
     if (target / RECORD).is_file() and read_json_object(target / RECORD).get("from") == sums:
         return target
     kept_LK = kept_channels(_scores(checkpoint, config), settings.intermediate_size)
@@ -102,7 +103,7 @@ def cut(name: str, values: NDArray[np.float32], kept_LK: NDArray[np.int64]) -> N
 
 
 def _scores(checkpoint: Path, config: ModelConfig) -> NDArray[np.float32]:
-    path = checkpoint / "loss.safetensors"
+    path = checkpoint / _LOSS
     if not path.is_file():
         raise PomonaError(f"{checkpoint}: holds no scores of masks; its stage did not prune, give --restart")
     with SafetensorsFile(path) as file:
