@@ -12,6 +12,7 @@ as in the report's recipe. Every run is `pomona pretrain`'s own; the teacher's t
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import sys
 import tempfile
@@ -97,8 +98,11 @@ def run(options: argparse.Namespace) -> Report:
     machine = machine_facts()
     scale = QUICK if options.quick else FULL
     seeds = options.rounds or (1 if options.quick else SEEDS)
-    with tempfile.TemporaryDirectory(prefix="pomona-table6-") as name:
-        runs = Runs(scale, Path(name), options.threads)
+    with contextlib.ExitStack() as stack:
+        folder = options.folder
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pomona-table6-")))
+        runs = Runs(scale, folder.absolute(), options.threads)
         parent = runs.parent()
         trials = every_trial(runs.student, seeds)
     if options.plot is not None:
@@ -185,7 +189,8 @@ class Runs:
         from pomona.pretraining.pretrain import pretrain
         from pomona.pretraining.recipe import Recipe
 
-        pretrain(Recipe.model_validate(values), self.folder / name)
+        out = self.folder / name
+        pretrain(Recipe.model_validate(values), out, resume=(out / "run.json").is_file())
 
     def _judge(self, name: str, stage: str, width: int) -> Judgement:
         """On the same held-out sequences for all."""
@@ -397,6 +402,7 @@ def parser() -> argparse.ArgumentParser:
     add("--quick", action="store_true", help="a tiny model, a few steps, one seed: shows that it runs")
     add("--threads", type=int, default=min(2, usable_cores()), help="CPU threads (default: %(default)s)")
     add("--rounds", type=int, help=f"seeds (default: {SEEDS})")
+    add("--folder", type=Path, help="keep the runs there, and go on with those that are there")
     add("--plot", type=Path, metavar="FILE.svg", help="draw the losses by seed")
     add("--json", type=Path, metavar="FILE", help="write the last line to this file too")
     return parser

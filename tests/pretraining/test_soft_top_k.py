@@ -71,7 +71,7 @@ def test_its_gradient_is_that_of_finite_differences(k: float, temperature: float
 def test_as_the_temperature_falls_it_becomes_the_hard_choice() -> None:
     s, k = scores(), 7
     hard = torch.zeros_like(s).scatter_(-1, s.topk(k).indices, 1.0)
-    gaps = [float((soft_top_k(s, k, t) - hard).abs().max()) for t in (1.0, 0.1, 0.01, 1e-4)]
+    gaps = [float((soft_top_k(s, k, t) - hard).abs().max()) for t in (1.0, 0.1, 0.01, 1e-3, 1e-5)]
     assert gaps == sorted(gaps, reverse=True) and gaps[0] > 0.3 and gaps[-1] < 1e-12
 
 

@@ -45,7 +45,7 @@ class PruningLoss(torch.nn.Module):
         self.width, self.stage, self.settings = config.intermediate_size, stage, settings
         self.gain = 1.0 / (stage.peak_lr * stage.steps)
         self.plain = NextTokenLoss(z_weight)
-        self._hooked: torch.nn.Module | None = None
+        self._attached = False
         self._soft_LN = torch.ones(0)
         self._hard_LN: torch.Tensor | None = None
 
@@ -76,12 +76,12 @@ class PruningLoss(torch.nn.Module):
         return ((mask_LN < 0.1) | (mask_LN > 0.9)).float().mean()
 
     def _attach(self, model: torch.nn.Module) -> None:
-        if self._hooked is model:
+        if self._attached:
             return
         layers: Any = next(module for name, module in model.named_modules() if name.endswith("layers"))
         for number, layer in enumerate(layers):
             layer.mlp.down_proj.register_forward_pre_hook(self._hook(number))
-        self._hooked = model
+        self._attached = True
 
     def _hook(self, number: int) -> Callable[[torch.nn.Module, Any], tuple[torch.Tensor]]:
         def masked(down_proj: torch.nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
