@@ -14,7 +14,7 @@ from benchmarks.soft_top_k_references import bisection, coda
 ROWS, WIDTH, KEPT = 8, 96, 33
 ROUNDS = 20  # of CoDA's coordinate ascent, as it is commonly cut off
 TEMPERATURES = (1.0, 0.1, 0.01)
-STEP = 1e-6  # of the finite differences
+STEP = 1e-4  # of the finite differences, in temperatures
 
 
 def rules() -> Report:

@@ -50,7 +50,7 @@ class Scale:
     text_mb: float
 
 
-FULL = Scale(128, 4, 1024, 352, 1200, 400, 60, 60, 8, 128, 2048, 0.02, 96, 12.0)
+FULL = Scale(128, 4, 1024, 352, 600, 200, 40, 30, 8, 128, 2048, 0.02, 96, 8.0)
 QUICK = Scale(64, 2, 192, 64, 12, 12, 4, 3, 4, 32, 512, 0.02, 8, 0.4)
 
 
@@ -75,7 +75,7 @@ ARMS = (
     Arm(BOTH, prune=True, distill=True),
     Arm(DISTILLED + FREE, distill=True, free=True),
     Arm(BOTH + FREE, prune=True, distill=True, free=True),
-    Arm(LONGER, cost=1.5),
+    Arm(LONGER, cost=1.5, seeds=1),
     Arm(ALL_IN, parent=True, seeds=1),
 )
 
