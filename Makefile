@@ -109,6 +109,10 @@ bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL an
 bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
 	$(PY) -m benchmarks.tasks $(ARGS)
 
+.PHONY: bench-pretraining
+bench-pretraining: $(VENV)/.test  ## data pipeline, optimizer, pruning and distillation (an hour); needs POMONA_DATA
+	$(PY) -m benchmarks.pretraining $(ARGS)
+
 .PHONY: bench-posttraining
 bench-posttraining: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## MDLOO's step, roll-outs against transformers and llama.cpp, a committee
 	$(PY) -m benchmarks.posttraining $(ARGS)

@@ -94,12 +94,21 @@ def benchmarks() -> list[Benchmark]:
     optimizer = Benchmark(
         "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
     )
+    rules = Benchmark(
+        "pretraining",
+        "The optimizer and Soft-Top-K against independent references",
+        ("--only", "rules"),
+    )
+    table6 = Benchmark(
+        "pretraining_table6", "Pruning and distillation: the report's Table 6 in small, at equal cost"
+    )
     mdloo = [
         Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
     runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
-    return [*runtime, *quality, palettize, adapt, tasks, evaluation, *safety, data, optimizer, reward, *mdloo]
+    pretraining = [data, rules, optimizer, table6]
+    return [*runtime, *quality, palettize, adapt, tasks, evaluation, *safety, *pretraining, reward, *mdloo]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:
