@@ -121,6 +121,10 @@ bench-mdloo: $(VENV)/.test bench-model  ## MDLOO, RLOO and rejection sampling as
 bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our runtime beside its own model; needs POMONA_DATA
 	$(PY) -m benchmarks.evaluation $(ARGS)
 
+.PHONY: bench-recovery
+bench-recovery: $(VENV)/.core bench-model  ## the report's Table 10: 16 bit, compressed, recovered (an hour); needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation_recovery $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 
