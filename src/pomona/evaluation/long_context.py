@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from pomona.errors import PomonaError
@@ -135,19 +135,20 @@ def common_words(length: int, item: int, setting: Setting) -> tuple[str, Drawn]:
     drawn = (question, f"The {COMMON} words that come most often are", tuple(often))
     room = _room(length, drawn, setting)
     bag: list[str] = []
-    for size in range(1, 1 << 16):  # one more of each seldom word, six more of each of the others
-        more = seldom + 6 * often
-        cost = sum(setting.count(f" {10 * size * len(more)}. {word}") for word in more)
-        if cost > room:
+    for part in _parts(often, seldom):
+        room -= sum(setting.count(f" {len(bag) + place}. {word}") for place, word in enumerate(part, 1))
+        if room < 0:
             break
-        room -= cost
-        bag += more
-    if not bag:  # not even once: fewer seldom words
-        bag = 6 * often
-        room -= sum(setting.count(f" 100. {word}") for word in bag)
-        bag += [word for word in seldom if (room := room - setting.count(f" 100. {word}")) >= 0]
+        bag += part
     rng.shuffle(bag)
     return " ".join(f"{place}. {word}" for place, word in enumerate(bag, 1)), drawn
+
+
+def _parts(often: Sequence[str], seldom: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Six of each frequent word, then one of each of the others, and so on."""
+    while True:
+        yield [word for word in often for _ in range(6)]
+        yield from ([word] for word in seldom)
 
 
 def _room(length: int, drawn: Drawn, setting: Setting) -> int:
