@@ -45,7 +45,8 @@ def run(options: argparse.Namespace) -> Report:
             progress=_progress,
         )
     header, lines = shown(table)
-    rows: list[Row] = [dict(zip((name or "state" for name in header), line, strict=True)) for line in lines]
+    names = [name or "state" for name in header]
+    rows: list[Row] = [dict(zip(names, line, strict=True)) for line in lines]
     recovered = next((row for row in table.rows if row.kind == "recovered"), None)
     goals = []
     for task, bound in TABLE_10.items():

@@ -1,4 +1,4 @@
-"""The recovery table: percent of the 16-bit model, on the same items, with intervals that say what is not known."""
+"""The recovery table: percent of the 16-bit model on the same items, with intervals that say what is open."""
 
 from __future__ import annotations
 

@@ -74,8 +74,8 @@ def test_what_a_file_says_is_text(other: EvalResult | None) -> None:
         )
     page = Elements(render(first, other))
     assert {tag for tag, _ in page.tags} <= set(
-        "html head meta title style body main h1 h2 dl dt dd svg line circle text div table caption thead tbody tr "
-        "th td details summary pre p".split()
+        "html head meta title style body main h1 h2 dl dt dd svg line circle text div table caption thead "
+        "tbody tr th td details summary pre p".split()
     )
     for _, attributes in page.tags:
         assert not any(name.startswith("on") or name in ("src", "href", "style") for name in attributes)

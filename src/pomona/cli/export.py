@@ -2,7 +2,8 @@
 
     pomona export smollm2-135m-4bit --to hf --out server-model
 
-The work is done in pomona.adapters.export_model, the cards' in pomona.evaluation.model_card; one adapter alone leaves by `pomona adapters export`.
+The work is done in pomona.adapters.export_model, the cards' in pomona.evaluation.model_card; one adapter
+alone leaves by `pomona adapters export`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""DATA.md of an exported model: on which texts it, its compression and its adapters rest, as far as files say.
+"""DATA.md of an exported model: the texts that it, its compression and its adapters rest on, by its files.
 
     write_text(Path("model/DATA.md"), statement(cards))
 
@@ -20,8 +20,8 @@ DEEPEST = 4
 
 def statement(about: Cards) -> str:
     parts = [
-        f"# Data of {text(about.name)}\n\nWhat stands here was read from the records in the model's directory; "
-        f"the model itself is described in [{CARD}]({CARD}).",
+        f"# Data of {text(about.name)}\n\nWhat stands here was read from the records in the model's "
+        f"directory; the model itself is described in [{CARD}]({CARD}).",
         "## Base model\n\n" + _base(about),
         "## Compression\n\n" + _compression(about),
         *(_adapter(one) for one in about.adapters),
@@ -71,7 +71,8 @@ def _adapter(one: AdapterFacts) -> str:
             parts.append(f"{words}\n\n" + "\n".join(_lines(value)))
     if not raw.get("data") and not raw.get("text"):
         parts.append(f"Its training data are {NOT_KNOWN}.")
-    tokens = [f"- {text(name)}: {value}" for name, value in numbers(raw.get("result") or {}) if "token" in name]
+    used = numbers(raw.get("result") or {}) + numbers(raw.get("metrics") or {})
+    tokens = [f"- {text(name)}: {value}" for name, value in used if "token" in name]
     if tokens:
         parts.append("How much of it was used:\n\n" + "\n".join(tokens))
     if note := raw.get("license_note"):

@@ -10,8 +10,8 @@ one over items.
 from __future__ import annotations
 
 import gzip
-import io
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,8 +128,8 @@ def _unpacked(path: Path) -> str:
     """The text of a gzip file, bounded: a small file can hold a large one."""
     try:
         with gzip.open(path, "rb") as file:
-            raw = io.BufferedReader(file).read(MAX_BYTES + 1)  # type: ignore[type-var]
-    except (OSError, EOFError) as error:
+            raw = file.read(MAX_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as error:
         raise PomonaError(f"{path}: cannot be read ({error}); get the data set again") from error
     if len(raw) > MAX_BYTES:
         raise PomonaError(f"{path}: unpacks to more than 64 MiB, which no such file does; get it again")
@@ -144,7 +144,7 @@ def _hub_rows(place: str, hub: tuple[str, str | None, str] | None) -> Iterator[d
     try:
         import datasets
     except ImportError as error:
-        raise PomonaError("--hub needs the library datasets; install it: pip install 'pomona[eval]'") from error
+        raise PomonaError("--hub needs the library datasets: pip install 'pomona[eval]'") from error
     name, configuration, split = hub
     try:
         found = datasets.load_dataset(name, configuration, split=split)

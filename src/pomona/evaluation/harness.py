@@ -187,17 +187,24 @@ class _LmEval:
 
         with tempfile.TemporaryDirectory(prefix="pomona-eval-") as folder:
             tasks = [task.name] if self._data is None or options.hub else self._local(task, Path(folder))
-            results = lm_eval.simple_evaluate(
-                model=harness,
-                tasks=tasks,
-                task_manager=self._manager,
-                num_fewshot=task.shots,
-                limit=options.limit,
-                bootstrap_iters=0,
-                apply_chat_template=options.template,
-                use_cache=str(self._kept),
-                verbosity="ERROR",
-            )
+            try:
+                results = lm_eval.simple_evaluate(
+                    model=harness,
+                    tasks=tasks,
+                    task_manager=self._manager,
+                    num_fewshot=task.shots,
+                    limit=options.limit,
+                    bootstrap_iters=0,
+                    apply_chat_template=options.template,
+                    use_cache=str(self._kept),
+                    verbosity="ERROR",
+                )
+            except (OSError, ValueError) as error:
+                if not options.hub:
+                    raise
+                raise PomonaError(
+                    f"{task.name}: cannot be had from the hub ({error}); use local files"
+                ) from error
         return [
             _of_samples(task, metric, number == 0, results)
             for number, metric in enumerate((task.metric, *task.also))

@@ -3,9 +3,9 @@
     cards = Cards.of(source, exported, results)
     cards.write(exported)
 
-A card says what the directory's own files say: config.json, pomona.json, compression_report.json, the records
-of the adapters, and results that `pomona eval` wrote. No figure is written here by hand; what no file tells is
-said not to be known. The data statement, DATA.md, is data_statement.py's. AFM report, section 8; the form
+A card says what the directory's own files say: config.json, pomona.json, compression_report.json, the
+records of the adapters, and results that `pomona eval` wrote. No figure is written here by hand; what no file
+tells is said not to be known. The data statement, DATA.md, is data_statement.py's. AFM report, section 8; the form
 follows Mitchell et al., "Model Cards for Model Reporting" (arXiv:1810.03993).
 """
 
@@ -25,7 +25,7 @@ from pomona.models.config import ModelConfig
 from pomona.models.model_directory import PROVENANCE_FILE, read_json_object
 from pomona.models.palettized import describe
 from pomona.runtime.adapter_file import read_adapter
-from pomona.runtime.model import ADAPTERS_FOLDER
+from pomona.runtime.model import ADAPTERS_FOLDER, RECOVERY
 
 CARD, STATEMENT = "README.md", "DATA.md"
 REPORT = "compression_report.json"
@@ -70,7 +70,7 @@ class Cards:
             if result.fingerprint not in marks:
                 raise PomonaError(
                     f"{path}: is a result of {one_line(result.model)} with fingerprint "
-                    f"{one_line(result.fingerprint)}, not of {source.resolve().name}; give a result of this model"
+                    f"{one_line(result.fingerprint)}, not of {source.resolve().name}; give one of this model"
                 )
             found.append(result)
         folder = exported / ADAPTERS_FOLDER
@@ -119,13 +119,16 @@ def card(about: Cards) -> str:
 
 
 _LIMITS = """- A small model errs: it invents facts, sources and figures, and it miscounts and miscalculates.
-- Compression changes answers, most of all in long reasoning; the adapter `recovery` belongs to the model where there is one.
+- Compression changes answers, most of all in long reasoning; where there is an adapter `recovery`, it belongs
+  to the model.
 - What languages it can, and how well, depends on the base model; nothing here adds a language.
 - Figures above hold for the tasks, prompts and numbers of items that they name, and for nothing else."""
 
-_SAFETY = """- Not for decisions about people, health, law, money or safety without somebody who checks every answer.
-- A base without alignment, or an adapter for one task, refuses nothing by itself; put a guard before and behind it.
-- Content that the model reads can hold instructions. Features should give it as data, and check what comes out.
+_SAFETY = """- Not for decisions about people, health, law, money or safety unless somebody checks every answer.
+- A base without alignment, or an adapter for one task, refuses nothing by itself; put a guard before and
+  behind it.
+- Content that the model reads can hold instructions. Features should give it as data, and check what comes
+  out.
 - Programs and commands that it writes are untrusted; run them in a sandbox or not at all.
 - No test of safety is part of this card unless a result above names one."""
 
@@ -138,7 +141,7 @@ def _metadata(about: Cards) -> dict[str, Any]:
         found["base_model"] = one_line(about.provenance.get("source"))
     found["library_name"] = "transformers"
     found["pipeline_tag"] = "text-generation"
-    found["tags"] = ["pomona", *(["palettized"] if about.report else []), *(["lora"] if about.adapters else [])]
+    found["tags"] = ["pomona"] + ["palettized"] * bool(about.report) + ["lora"] * bool(about.adapters)
     if about.results:
         results = [_indexed(result) for result in about.results]
         found["model-index"] = [{"name": about.name, "results": [one for row in results for one in row]}]
@@ -171,7 +174,8 @@ def _summary(about: Cards) -> str:
     lines = [
         f"A language model of {about.parameters:,} parameters ({text(config.model_type)}: "
         f"{config.num_hidden_layers} layers, width {config.hidden_size:,}, vocabulary "
-        f"{config.vocab_size:,}, context {config.max_position_embeddings:,} tokens), written by `pomona export`.",
+        f"{config.vocab_size:,}, context {config.max_position_embeddings:,} tokens), written by "
+        "`pomona export`.",
         f"- base model: {text(source) if source else NOT_KNOWN}",
         f"- licence: {text(about.provenance.get('license')) or NOT_KNOWN}",
     ]
@@ -186,7 +190,8 @@ def _use(about: Cards) -> str:
     lines += ['model = AutoModelForCausalLM.from_pretrained("DIRECTORY")']
     lines += ['tokenizer = AutoTokenizer.from_pretrained("DIRECTORY")']
     if about.adapters:
-        name = about.adapters[0].name
+        names = [one.name for one in about.adapters]
+        name = RECOVERY if RECOVERY in names else names[0]
         lines += ["from peft import PeftModel", ""]
         lines += [f'model = PeftModel.from_pretrained(model, "DIRECTORY/adapters/{name}")']
     return "\n".join([*lines, "```"])
@@ -235,7 +240,10 @@ def _held_out(record: AdapterRecord | None) -> str:
 
 def _evaluation(about: Cards) -> str:
     if not about.results:
-        return "No results were given. `pomona eval --out FILE` writes them, `pomona export --results FILE` puts them here."
+        return (
+            "No results were given. `pomona eval --out FILE` writes them, and `pomona export --results FILE` "
+            "puts them here."
+        )
     parts = []
     for result in about.results:
         who = f"with the adapter `{text(result.adapter)}`" if result.adapter else "without an adapter"
@@ -253,8 +261,8 @@ def _evaluation(about: Cards) -> str:
 def _rows(result: EvalResult) -> list[str]:
     shots = {row_name(task): task.shots for task in result.tasks}
     return [
-        f"| {text(name)} | {shots[name]} | {100 * one.value:.2f} % | {100 * one.low:.2f} .. {100 * one.high:.2f} "
-        f"| {one.rows:,} |"
+        f"| {text(name)} | {shots[name]} | {100 * one.value:.2f} % "
+        f"| {100 * one.low:.2f} .. {100 * one.high:.2f} | {one.rows:,} |"
         for name, one in result.rows()
     ]
 

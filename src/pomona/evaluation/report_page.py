@@ -37,7 +37,7 @@ caption { text-align: left; color: var(--quiet); padding-bottom: .4rem; }
 .scroll { overflow-x: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--same); padding: .6rem; margin: .3rem 0; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--same); padding: .6rem; margin: .3rem; }
 summary { cursor: pointer; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 13px; }
 .axis { stroke: var(--line); } .bar { stroke-width: 3; } .bar-ours { stroke: var(--ours); }
@@ -139,7 +139,8 @@ def _chart(rows: Sequence[tuple[str, list[tuple[str, Interval]]]], low: float, h
     parts = []
     for tick in (0.0, 0.25, 0.5, 0.75, 1.0):
         parts.append(f'<line class="axis" x1="{x(tick):.1f}" x2="{x(tick):.1f}" y1="4" y2="{height - 26}"/>')
-        parts.append(f'<text x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{100 * tick:.0f}%</text>')
+        words = f"{100 * tick:.0f}%"
+        parts.append(f'<text x="{x(tick):.1f}" y="{height - 8}" text-anchor="middle">{words}</text>')
     for number, (name, values) in enumerate(rows):
         middle = LINE * number + LINE / 2 + 4
         short = name if len(name) <= 32 else f"{name[:31]}…"
@@ -152,9 +153,8 @@ def _chart(rows: Sequence[tuple[str, list[tuple[str, Interval]]]], low: float, h
                 f'<circle class="dot-{side}" cx="{x(one.value):.1f}" cy="{y:.1f}" r="4"/>'
             )
     label = "Values of the tasks with their intervals; the table below has the figures"
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">\n' + "\n".join(parts) + "\n</svg>"
-    )
+    body = "\n".join(parts)
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}">\n{body}\n</svg>'
 
 
 def _examples(ours: EvalResult, theirs: EvalResult | None) -> list[str]:

@@ -53,8 +53,8 @@ class TaskResult:
 
     def counts(self) -> dict[str, tuple[float, float]]:
         """Item -> (points, weight)."""
-        weights = self.weights
-        return {key: (value * weights.get(key, 1.0), weights.get(key, 1.0)) for key, value in self.items.items()}
+        weighed = {key: (value, self.weights.get(key, 1.0)) for key, value in self.items.items()}
+        return {key: (value * weight, weight) for key, (value, weight) in weighed.items()}
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,18 @@ class EvalResult:
     @property
     def average(self) -> float:
         """The plain mean over the tasks' main metrics; MMLU's subjects count together as one, by items."""
-        return sum(value for _, value in self.table()) / max(len(self.table()), 1)
+        values = [value for _, value in self.table()]
+        return sum(values) / max(len(values), 1)
 
     def table(self) -> list[tuple[str, float]]:
         """Task -> value of its main metric, with MMLU's subjects as one row."""
         main = {row_name(task) for task in self.tasks if task.main}
-        return [(name, one.value) for name, one in self.rows() if name in main]
+        sums = [
+            (name, [sum(part) for part in zip(*counts.values(), strict=True)])
+            for name, counts in self.counts().items()
+            if name in main
+        ]
+        return [(name, points / weight) for name, (points, weight) in sums]
 
     def rows(self) -> list[tuple[str, Interval]]:
         """Tasks with their intervals, MMLU's subjects as one row, further metrics in rows of their own."""
