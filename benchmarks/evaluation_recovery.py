@@ -60,7 +60,9 @@ def run(options: argparse.Namespace) -> Report:
         "in some draws the 16-bit model has no right item",
         "the goals are those of the report's recovered model of 3.5 bits, for the first model here",
     ]
-    return Report("evaluation_recovery", {"rows": rows, "notes": notes, "table": table.to_json()}, goals, machine)
+    return Report(
+        "evaluation_recovery", {"rows": rows, "notes": notes, "table": table.to_json()}, goals, machine
+    )
 
 
 def _progress(label: str, done: int, total: int) -> None:

@@ -86,9 +86,7 @@ def test_help_pages_have_examples(pomona: Command) -> None:
 
 
 @pytest.mark.data
-def test_a_suite_is_run_written_and_shown(
-    pomona: Command, smollm2_dir: Path, tmp_path: Path
-) -> None:
+def test_a_suite_is_run_written_and_shown(pomona: Command, smollm2_dir: Path, tmp_path: Path) -> None:
     out, page = tmp_path / "r.json", tmp_path / "r.html"
     words = ("--suite", "instruct", "--limit", "3", "--max-new-tokens", "12", "--threads", "2")
     outcome = pomona("eval", str(smollm2_dir), *words, "--out", str(out), "--page", str(page), "--json")
@@ -112,7 +110,16 @@ def test_the_recovery_table_is_printed(
     pomona: Command, smollm2_dir: Path, small_other: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "table.json"
-    words = ("--reference", str(smollm2_dir), "--task", "qmsum", "--limit", "qmsum=2", "--max-new-tokens", "8")
+    words = (
+        "--reference",
+        str(smollm2_dir),
+        "--task",
+        "qmsum",
+        "--limit",
+        "qmsum=2",
+        "--max-new-tokens",
+        "8",
+    )
     outcome = pomona("eval", "recovery", str(small_other), *words, "--out", str(out))
     assert outcome.code == 0, outcome.err
     assert "QMSum, ROUGE-L" in outcome.out and "compressed" in outcome.out and "2 of qmsum" in outcome.out

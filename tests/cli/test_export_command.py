@@ -71,9 +71,7 @@ def test_help_shows_examples(pomona: Command) -> None:
     assert "pomona export smollm2-135m-4bit --to hf" in pomona("export", "--help").out
 
 
-def test_a_model_card_and_a_data_statement_come_along(
-    pomona: Command, model: Path, tmp_path: Path
-) -> None:
+def test_a_model_card_and_a_data_statement_come_along(pomona: Command, model: Path, tmp_path: Path) -> None:
     target = tmp_path / "server"
     outcome = pomona("export", "tiny", "--out", str(target), "--json")
     assert outcome.json["cards"] == ["README.md", "DATA.md"]

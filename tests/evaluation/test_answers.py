@@ -22,8 +22,8 @@ WEATHER = {
 
 
 @pytest.fixture(scope="module")
-def model(smollm2_dir: Path) -> Model:
-    return Model.load(str(smollm2_dir), threads=2)
+def model(smollm2_4bit_dir: Path) -> Model:
+    return Model.load(str(smollm2_4bit_dir), threads=2)
 
 
 def chat(text: str, **more: object) -> Question:

@@ -178,7 +178,9 @@ def _calls(question: Question) -> list[dict[str, Any]]:
     return [
         {
             "name": tool_name(name),
-            "arguments": {key: _first(values[0]) for key, values in accepted.items() if values[0] != ""},
+            "arguments": {
+                key: _first(values[0]) for key, values in accepted.items() if values[:1] not in ([""], [])
+            },
         }
         for wanted in question.expected.wanted
         for name, accepted in wanted.items()

@@ -151,8 +151,7 @@ def test_the_hub_gives_lm_eval_its_own_names(
 ) -> None:
     """Without a network: what lm-eval is asked for, and that nothing keeps it from asking the hub."""
     lm_eval = pytest.importorskip("lm_eval")
-    import lm_eval.tasks
-
+    tasks = pytest.importorskip("lm_eval.tasks")
     asked: dict[str, object] = {}
 
     def evaluate(**options: object) -> dict[str, object]:
@@ -161,7 +160,7 @@ def test_the_hub_gives_lm_eval_its_own_names(
         return {"samples": {"piqa": samples}, "versions": {"piqa": 1.0}}
 
     monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda include_defaults: include_defaults)
+    monkeypatch.setattr(tasks, "TaskManager", lambda include_defaults: include_defaults)
     result = run_suite(model, SUITE, data=None, work=tmp_path, options=RunOptions(hub=True, limit=1))
     assert asked["tasks"] == ["piqa"] and asked["task_manager"] is True
     assert result.source == "hub" and result.tasks[0].items == {"0": 1.0}

@@ -60,7 +60,7 @@ def test_answers_are_run_with_their_tests(data: Path) -> None:
         "    import os; os._exit(0)\n",
     ]
     [score] = HUMANEVAL.score([question], [answers])
-    assert score == {"pass@1": (pytest.approx(1 / 5), 1.0)}
+    assert list(score) == ["pass@1"] and score["pass@1"] == (pytest.approx(1 / 5), 1.0)
 
 
 def test_a_whole_function_out_of_a_chat_keeps_the_prompts_imports(data: Path) -> None:

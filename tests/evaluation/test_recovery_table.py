@@ -42,18 +42,18 @@ def test_a_model_is_all_of_itself_without_doubt() -> None:
     rng = np.random.default_rng(0)
     values = list((rng.random(50) < 0.4).astype(float))
     found = percent(scored(values), scored(values))
-    assert (found.value, found.low, found.high) == (100.0, 100.0, 100.0)
+    assert (found.value, found.low, found.high) == pytest.approx((100.0, 100.0, 100.0))
 
 
 def test_the_interval_holds_the_truth_as_often_as_it_says() -> None:
-    """200 draws of items from known rates: 90% and 75%, independent."""
+    """80 draws of items from known rates, of which one is 90% of the other."""
     rng = np.random.default_rng(1)
     inside = 0
-    for _ in range(200):
-        ours, theirs = (list((rng.random(200) < rate).astype(float)) for rate in (0.675, 0.75))
+    for _ in range(80):
+        ours, theirs = (list((rng.random(100) < rate).astype(float)) for rate in (0.675, 0.75))
         found = percent(scored(ours), scored(theirs))
         inside += found.low <= 90.0 <= found.high
-    assert 0.90 <= inside / 200 <= 0.99
+    assert 0.90 <= inside / 80 <= 1.0
 
 
 def test_where_the_reference_can_do_nothing_there_is_no_bound() -> None:
@@ -65,19 +65,19 @@ def test_where_the_reference_can_do_nothing_there_is_no_bound() -> None:
 def test_the_options_name_tasks_of_the_table() -> None:
     for wrong in ({"tasks": ("mmlu",)}, {"limits": {"piqa": 3}}, {"limits": {"ifeval": 0}}, {"tasks": ()}):
         with pytest.raises(PomonaError, match="table"):
-            TableOptions(**wrong)  # type: ignore[arg-type]
+            TableOptions(**wrong)
 
 
 # --- on models
 
 
 @pytest.fixture(scope="module")
-def recovered(smollm2_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The 16-bit model under another name, with an adapter that changes it a little."""
+def recovered(smollm2_4bit_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The compressed model under another name, with an adapter that changes it a little."""
     from safetensors.numpy import save_file
 
     target = tmp_path_factory.mktemp("models") / "other"
-    shutil.copytree(smollm2_dir, target)
+    shutil.copytree(smollm2_4bit_dir, target)
     folder = target / "adapters" / "recovery"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -128,31 +128,31 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_each_model_stands_alone_and_with_its_adapter(smollm2_dir: Path, recovered: Path) -> None:
-    found = contenders(str(smollm2_dir), [str(recovered)])
+def test_each_model_stands_alone_and_with_its_adapter(smollm2_4bit_dir: Path, recovered: Path) -> None:
+    found = contenders(str(smollm2_4bit_dir), [str(recovered)])
     assert [(one.kind, one.adapter) for one in found] == [
         ("16 bit", "base"),
         ("compressed", "base"),
         ("recovered", "recovery"),
     ]
-    assert [one.kind for one in contenders(str(smollm2_dir), [str(recovered)], "none")] == [
+    assert [one.kind for one in contenders(str(smollm2_4bit_dir), [str(recovered)], "none")] == [
         "16 bit",
         "compressed",
     ]
     with pytest.raises(PomonaError, match="is the reference"):
-        contenders(str(smollm2_dir), [str(smollm2_dir)])
+        contenders(str(smollm2_4bit_dir), [str(smollm2_4bit_dir)])
     with pytest.raises(PomonaError, match="no model to compare"):
-        contenders(str(smollm2_dir), [])
+        contenders(str(smollm2_4bit_dir), [])
 
 
 def test_the_table_is_measured_on_the_same_items_and_goes_on(
-    smollm2_dir: Path, recovered: Path, data: Path, tmp_path: Path
+    smollm2_4bit_dir: Path, recovered: Path, data: Path, tmp_path: Path
 ) -> None:
-    chosen = contenders(str(smollm2_dir), [str(recovered)])
-    options = TableOptions(limits={"gsm8k_cot": 3, "ifeval": 2}, max_new_tokens=12)
+    chosen = contenders(str(smollm2_4bit_dir), [str(recovered)])
+    options = TableOptions(limits={"gsm8k_cot": 2, "ifeval": 2}, max_new_tokens=8)
     table = measure(chosen, data=data, work=tmp_path / "work", options=options)
     assert [row.kind for row in table.rows] == ["16 bit", "compressed", "recovered"]
-    assert table.limits == {"ifeval": 2, "qmsum": 3, "gsm8k_cot": 3}
+    assert table.limits == {"ifeval": 2, "qmsum": 3, "gsm8k_cot": 2}
     reference, same, other = table.rows
     for task, cell in same.columns.items():  # the same weights: the same answers
         assert cell.value == reference.columns[task].value

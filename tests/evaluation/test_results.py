@@ -72,7 +72,6 @@ def test_what_is_no_result_is_refused(tmp_path: Path, change: object) -> None:
         EvalResult.read(path)
 
 
-
 def weighted(values: dict[str, tuple[float, float]]) -> EvalResult:
     """Item -> (share of its instructions that are followed, their number)."""
     items = {key: value for key, (value, _) in values.items()}

@@ -138,9 +138,7 @@ def eval(
     folder = None if hub else data_folder(data)
     work = work_folder(fresh)
     with Model.load(model, threads=threads) as loaded, ProgressReporter() as progress:
-        result = run_suite(
-            loaded, chosen, data=folder, work=work, options=options, progress=progress.update
-        )
+        result = run_suite(loaded, chosen, data=folder, work=work, options=options, progress=progress.update)
     if out is not None:
         write_result(result, out)
     if page is not None:

@@ -90,9 +90,7 @@ def recovery(
 
     if out is not None:
         check_file("--out", out)
-    options = TableOptions(
-        tuple(task or COLUMNS), read_limits(limit or []), template, max_new_tokens
-    )
+    options = TableOptions(tuple(task or COLUMNS), read_limits(limit or []), template, max_new_tokens)
     chosen = contenders(reference, models, adapter)
     with ProgressReporter() as progress:
         table = measure(

@@ -49,7 +49,9 @@ def files(category: str) -> tuple[str, ...]:
 
 def _questions(category: str, setting: Setting) -> list[Question]:
     place, *more = files(category)
-    answers = {str(row.get("id")): row.get("ground_truth") for row in setting.rows(more[0])} if more else {}
+    answers: dict[str, Any] = {}
+    if more:
+        answers = {str(row.get("id")): row.get("ground_truth") for row in setting.rows(more[0])}
     found = []
     for row in setting.rows(place):
         try:

@@ -74,7 +74,7 @@ def fitting(
 
 def _argument(value: Any, declared: Mapping[str, Any], accepted: Sequence[Any]) -> bool:
     kind = str(declared.get("type"))
-    wanted = _TYPES.get(kind)
+    wanted: type | None = _TYPES.get(kind)
     if wanted is float and type(value) is int:
         value = float(value)
     # A value that stands for a variable is a text, or whatever else the answer's first value is.
@@ -84,13 +84,13 @@ def _argument(value: Any, declared: Mapping[str, Any], accepted: Sequence[Any]) 
         return first is not None and type(value) is first and _among(value, accepted)
     if first is not None and first is not wanted:
         return _among(value, accepted)
-    if wanted is dict:
+    if isinstance(value, dict):
         return any(_dictionary(value, one) for one in accepted if isinstance(one, dict))
-    if wanted is list and inner is dict:
+    if isinstance(value, list) and inner is dict:
         return any(_dictionaries(value, one) for one in accepted if isinstance(one, list))
-    if wanted is list:
+    if isinstance(value, list):
         return any(_plain(value) == _plain(one) for one in accepted if isinstance(one, list))
-    if wanted is str:
+    if isinstance(value, str):
         return any(_text(value) == _text(one) for one in accepted if isinstance(one, str))
     return _among(value, accepted)
 

@@ -31,7 +31,7 @@ def statement(about: Cards) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-_UNKNOWN = """- Who wrote the texts of the base model, in what languages and when, and who agreed to their use.
+_UNKNOWN = """- Who wrote the texts of the base model, in what languages and when, and who agreed to that use.
 - Whether test sets were among them; a figure on a public set can be too good for that reason.
 - Whether personal data were among them. Nothing that a user types is collected by pomona."""
 

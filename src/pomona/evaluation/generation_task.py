@@ -109,9 +109,7 @@ def each(
     """A task's score from that of a single answer."""
 
     def scores(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> list[Mapping[str, Score]]:
-        return [
-            score(question, first) for question, (first, *_) in zip(questions, answers, strict=True)
-        ]
+        return [score(question, first) for question, (first, *_) in zip(questions, answers, strict=True)]
 
     return scores
 

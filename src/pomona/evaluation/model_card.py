@@ -124,7 +124,7 @@ _LIMITS = """- A small model errs: it invents facts, sources and figures, and it
 - What languages it can, and how well, depends on the base model; nothing here adds a language.
 - Figures above hold for the tasks, prompts and numbers of items that they name, and for nothing else."""
 
-_SAFETY = """- Not for decisions about people, health, law, money or safety unless somebody checks every answer.
+_SAFETY = """- Not for decisions about people, health, law, money or safety unless somebody checks each answer.
 - A base without alignment, or an adapter for one task, refuses nothing by itself; put a guard before and
   behind it.
 - Content that the model reads can hold instructions. Features should give it as data, and check what comes
@@ -136,7 +136,9 @@ _SAFETY = """- Not for decisions about people, health, law, money or safety unle
 def _metadata(about: Cards) -> dict[str, Any]:
     found: dict[str, Any] = {}
     licence = about.provenance.get("license")
-    found["license"] = licence.lower() if isinstance(licence, str) and _LICENCE.fullmatch(licence) else "other"
+    found["license"] = (
+        licence.lower() if isinstance(licence, str) and _LICENCE.fullmatch(licence) else "other"
+    )
     if about.provenance.get("kind") == "hub":
         found["base_model"] = one_line(about.provenance.get("source"))
     found["library_name"] = "transformers"

@@ -37,7 +37,7 @@ caption { text-align: left; color: var(--quiet); padding-bottom: .4rem; }
 .scroll { overflow-x: auto; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; } dt { color: var(--quiet); }
 dd { margin: 0; overflow-wrap: anywhere; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--same); padding: .6rem; margin: .3rem; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--same); padding: .6rem; }
 summary { cursor: pointer; }
 svg { max-width: 100%; height: auto; } svg text { fill: var(--ink); font-size: 13px; }
 .axis { stroke: var(--line); } .bar { stroke-width: 3; } .bar-ours { stroke: var(--ours); }

@@ -53,9 +53,7 @@ class Suite:
             if not any(task.name.startswith(name) for task in self.tasks):
                 there = ", ".join(task.name for task in self.tasks[:24])
                 raise PomonaError(f"--task {name}: the suite {self.name} has no such task (there: {there})")
-        return replace(
-            self, tasks=tuple(task for task in self.tasks if task.name.startswith(tuple(names)))
-        )
+        return replace(self, tasks=tuple(task for task in self.tasks if task.name.startswith(tuple(names))))
 
 
 # Our own tasks by their names, for the recovery table.
