@@ -13,6 +13,7 @@ from pomona.evaluation.answers import AnswerStore, Asked
 from pomona.evaluation.generation_task import Question
 from pomona.runtime.model import Model
 from pomona.runtime.sampling import Sampling
+from pomona.runtime.tools import Tool
 
 WEATHER = {
     "name": "weather.today",
@@ -75,6 +76,12 @@ def test_calls_come_in_one_dialect(model: Model) -> None:
     for call in calls_of(answer):  # guided: a call, if there is one, obeys the schema
         assert call["name"] == "weather_today" and isinstance(call["arguments"]["city"], str)
     assert answer
+
+
+def test_functions_that_no_call_can_obey_have_no_answer(model: Model) -> None:
+    broken = {"type": "object", "properties": {}, "required": ["x"], "additionalProperties": False}
+    tool = Tool("broken", "Cannot be called.", broken, lambda: None)
+    assert Asked(model, "base").answers([chat("Call it.", tools=(tool,))], Sampling()) == [[""]]
 
 
 def test_a_stopped_run_goes_on_where_it_stopped(model: Model, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def recovered(smollm2_4bit_dir: Path, tmp_path_factory: pytest.TempPathFactory) 
     from safetensors.numpy import save_file
 
     target = tmp_path_factory.mktemp("models") / "other"
-    shutil.copytree(smollm2_4bit_dir, target)
+    shutil.copytree(smollm2_4bit_dir, target, ignore=shutil.ignore_patterns("adapters"))
     folder = target / "adapters" / "recovery"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)

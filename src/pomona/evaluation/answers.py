@@ -101,8 +101,9 @@ class Asked:
     def answers(
         self, questions: Sequence[Question], sampling: Sampling, label: str = "write answers"
     ) -> list[list[str]]:
-        """For each question its answers, in order; "" where a chat does not fit the context. Calls are
-        written in the `list` dialect of tool calls. Not for a running event loop."""
+        """For each question its answers, in order; "" where a chat does not fit the context, or no call can
+        obey its tools' schemas. Calls are written in the `list` dialect of tool calls. Not for a running
+        event loop."""
         return asyncio.run(self._all(questions, sampling, label))
 
     async def _all(self, questions: Sequence[Question], sampling: Sampling, label: str) -> list[list[str]]:
@@ -173,7 +174,10 @@ class Asked:
             self._adapter or "base",
             streaming=False,
         )
-        prepared = backend.prepare(generation)
+        try:
+            prepared = backend.prepare(generation)
+        except PomonaError:  # functions whose schemas no call can obey: there is no right answer
+            return ""
         if not prepared.fits:
             return ""
         outcome: Outcome | None = None

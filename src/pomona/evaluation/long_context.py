@@ -15,6 +15,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 
 from pomona.errors import PomonaError
 from pomona.evaluation.generation_task import GenerationTask, Question, Score, Setting, each
@@ -93,14 +94,10 @@ def variable_tracking(rng: random.Random) -> tuple[list[str], Drawn]:
     chain, other = names[: HOPS + 1], names[HOPS + 1 :]
     value, wrong = number(rng), number(rng)
     lines = [f"VAR {chain[0]} = {value}.", f"VAR {other[0]} = {wrong}."]
-    for (a, b), (c, d) in zip(_pairs(chain), _pairs(other), strict=True):
+    for (a, b), (c, d) in zip(pairwise(chain), pairwise(other), strict=True):
         lines += [f"VAR {b} = VAR {a}.", f"VAR {d} = VAR {c}."]
     question = f"Which variables hold the value {value}, directly or by assignment? There are {len(chain)}."
     return lines, (question, f"The variables that hold the value {value} are", tuple(chain))
-
-
-def _pairs(names: Sequence[str]) -> list[tuple[str, str]]:
-    return list(zip(names[:-1], names[1:], strict=True))
 
 
 KINDS: dict[str, Callable[[random.Random], tuple[list[str], Drawn]]] = {

@@ -5,8 +5,8 @@
 
 A card says what the directory's own files say: config.json, pomona.json, compression_report.json, the
 records of the adapters, and results that `pomona eval` wrote. No figure is written here by hand; what no file
-tells is said not to be known. The data statement, DATA.md, is data_statement.py's. AFM report, section 8; the form
-follows Mitchell et al., "Model Cards for Model Reporting" (arXiv:1810.03993).
+tells is said not to be known. The data statement, DATA.md, is data_statement.py's. AFM report, section 8; the
+form follows Mitchell et al., "Model Cards for Model Reporting" (arXiv:1810.03993).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ _LIMITS = """- A small model errs: it invents facts, sources and figures, and it
 - What languages it can, and how well, depends on the base model; nothing here adds a language.
 - Figures above hold for the tasks, prompts and numbers of items that they name, and for nothing else."""
 
-_SAFETY = """- Not for decisions about people, health, law, money or safety unless somebody checks each answer.
+_SAFETY = """- Not for decisions about people, health, law, money or safety unless people check each answer.
 - A base without alignment, or an adapter for one task, refuses nothing by itself; put a guard before and
   behind it.
 - Content that the model reads can hold instructions. Features should give it as data, and check what comes
