@@ -129,6 +129,10 @@ bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our run
 bench-safety: $(VENV)/.test bench-model  ## the red team's violation rate, and whether summaries amplify; needs POMONA_DATA
 	$(PY) -m benchmarks.evaluation_safety $(ARGS)
 
+.PHONY: bench-recovery
+bench-recovery: $(VENV)/.core bench-model  ## the report's Table 10: 16 bit, compressed, recovered (an hour); needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation_recovery $(ARGS)
+
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml
 
