@@ -47,7 +47,8 @@ def test_the_interval_is_scipys_symmetric_and_holds_the_value(case: tuple[int, i
 
 
 def test_no_votes_say_nothing() -> None:
-    share = Share.wilson(0, 0)
+    share = Share.of_all([])
+    assert share == Share.wilson(0, 0)
     assert (share.value, share.low, share.high) == (None, 0.0, 1.0)
 
 

@@ -13,7 +13,7 @@ function against SciPy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +54,11 @@ class Share:
             0.0 if count == 0 else max(centre - half, 0.0),
             1.0 if count == of else min(centre + half, 1.0),
         )
+
+    @classmethod
+    def of_all(cls, found: Iterable[bool]) -> Share:
+        flags = list(found)
+        return cls.wilson(sum(flags), len(flags))
 
     @property
     def value(self) -> float | None:
