@@ -380,7 +380,7 @@ def notes(trials: Sequence[Trial], scale: Scale, seeds: int) -> list[str]:
 
 def picture(trials: Sequence[Trial]) -> str:
     """Held-out loss by seed, a line per arm, as SVG."""
-    from pomona.pretraining.line_chart import Line, line_chart
+    from pomona.line_chart import Line, line_chart
 
     names = [BASELINE, PRUNED, DISTILLED, BOTH, LONGER]
     lines = [

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pomona.errors import PomonaError
+from pomona.line_chart import Line, line_chart
 from pomona.models.locking import locked_folder
 from pomona.models.model_directory import Progress, read_json_object, write_json
 from pomona.pretraining.curve import Point, read_curve
 from pomona.pretraining.export import export_checkpoint
 from pomona.pretraining.flops import peak_flops
-from pomona.pretraining.line_chart import Line, line_chart
 from pomona.pretraining.prepare import Prepared, prepare, read_prepared
 from pomona.pretraining.pruning import FOLDER as PRUNED
 from pomona.pretraining.pruning import prune_checkpoint
