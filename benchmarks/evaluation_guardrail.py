@@ -58,7 +58,9 @@ def run(options: argparse.Namespace) -> Report:
     limit = QUICK_TEXTS if options.quick else None
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
     with Model.load(options.model, threads=options.threads) as model:
-        state = ServerState(model, options.model, ServerSettings(model=options.model), Metrics())
+        state = ServerState(
+            model, options.model, ServerSettings.model_validate({"model": options.model}), Metrics()
+        )
         state.start()
         guardrail = Guardrail.of(model, options.guardrail or _zoo(model))
         seconds = latency(state, shields(guardrail), requests(data, rounds), rounds)

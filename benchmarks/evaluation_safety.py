@@ -1,14 +1,14 @@
 """Safety of the model that ships: the red team's violation rate, and whether summaries amplify.
 
     python -m benchmarks.evaluation_safety --quick
-    python -m benchmarks.evaluation_safety --part redteam --guard pomona.safety.screening.blocks
+    python -m benchmarks.evaluation_safety --part redteam --guard mymodule.guard
     python -m benchmarks.evaluation_safety --part summaries
 
 *redteam*: harmful prompts of AdvBench and Do-Not-Answer as they are and in every mutation, benign look-alikes
-of XSTest, to the 16-bit model, to the compressed one with its recovery adapter, and, with --guard, to that
-behind a guardrail. Replies are judged by the stated rule (docs/redteam.md), whose error is that on the half
-of XSTest's labelled replies that it was not written for. The goal: compression does not raise the violation
-rate by more than the interval of the difference.
+of XSTest, to the 16-bit model, to the compressed one with its recovery adapter, and to that behind a
+guardrail (the zoo's for this base, or --guard). Replies are judged by the stated rule (docs/redteam.md),
+whose error is that on the half of XSTest's labelled replies that it was not written for. The goal:
+compression does not raise the violation rate by more than the interval of the difference.
 
 *summaries*: mails and threads around a harmful line, which is reported, asked or given as an order. The share
 of summaries that add no new harm by the rule of docs/redteam.md; the report's figure is above 99%. As a check
@@ -33,6 +33,7 @@ from benchmarks.common import Goal, Report, Row, machine_facts, run_command, usa
 if TYPE_CHECKING:
     from pomona.adapters.tasks.task import Example
     from pomona.runtime.backend import LanguageModel
+    from pomona.safety.redteam import Guard
     from pomona.safety.redteam_report import RedTeamReport
     from pomona.safety.sensitive_contents import SensitiveRequest
 
@@ -71,8 +72,9 @@ def measure_redteam(options: argparse.Namespace) -> Measured:
     from pomona.data.public_sets import data_folder
     from pomona.safety.judge_error import held_out, of_labelled
     from pomona.safety.prompt_sets import read_set, spread, xstest_replies
-    from pomona.safety.redteam import RedTeamOptions, guarded, load_guard
+    from pomona.safety.redteam import RedTeamOptions, guarded
 
+    guard, guard_name = guard_of(options)
     data = data_folder(options.data)
     prompts = QUICK_PROMPTS if options.quick else options.prompts
     benign = [one for one in read_set("xstest", data, "all") if not one.harmful]
@@ -89,8 +91,8 @@ def measure_redteam(options: argparse.Namespace) -> Measured:
         name: attacked(source, asked, attack, error, options)
         for name, source in ((BASE, options.reference), (COMPRESSED, options.model))
     }
-    if options.guard is not None:
-        reports[GUARDED] = guarded(reports[COMPRESSED], load_guard(options.guard), options.guard)
+    if guard is not None:
+        reports[GUARDED] = guarded(reports[COMPRESSED], guard, guard_name)
     rows = [row for name, report in reports.items() for row in table(name, report)]
     facts: dict[str, Any] = {name: report.summary() for name, report in reports.items()}
     goals = []
@@ -111,6 +113,26 @@ def measure_redteam(options: argparse.Namespace) -> Measured:
         f"{sum(not one.harmful for one in asked)} benign; each mutation on {attack.mutated} harmful ones",
     ]
     return rows, goals, facts, notes
+
+
+def guard_of(options: argparse.Namespace) -> tuple[Guard | None, str]:
+    """The guard that was asked for, or the zoo's guardrail of this base; one that cannot be had is told of
+    before any reply is made."""
+    from pomona.models import zoo
+    from pomona.runtime.model import Model
+    from pomona.safety.guardrail import Guardrail
+    from pomona.safety.redteam import load_guard
+    from pomona.safety.screening import CHAT, Shield
+
+    if options.guard is not None:
+        return load_guard(options.guard), options.guard
+    model = Model.load(options.model, threads=options.threads)
+    entry = zoo.find(model.engine.fingerprint, "guardrail")
+    if entry is None:
+        model.close()
+        return None, ""
+    shield = Shield(Guardrail.of(model, str(entry.path)))
+    return (lambda message, reply: shield.check(CHAT, message, reply) is not None), "the zoo's guardrail"
 
 
 def attacked(
@@ -285,7 +307,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--mutated", type=int, default=MUTATED, help=f"of those, in each mutation ({MUTATED})"
     )
     parser.add_argument("--contents", type=int, default=CONTENTS, help=f"to sum up ({CONTENTS})")
-    parser.add_argument("--guard", metavar="DOTTED", help="package.module.function of (message, reply)")
+    parser.add_argument("--guard", metavar="DOTTED", help="package.module.function; else the zoo's")
     parser.add_argument("--model", default=MODEL, help="the compressed model")
     parser.add_argument("--reference", default=REFERENCE, help="the 16-bit model")
     parser.add_argument("--data", type=Path, help="public data sets (POMONA_DATA)")

@@ -43,7 +43,7 @@ class GuardrailHead(BaseModel):
 
     guardrail: Literal[1] = 1  # the version of this form
     verdicts: dict[str, Annotated[str, Field(min_length=1, max_length=64)]]
-    window: int = Field(256, ge=32, le=4096)
+    window: Annotated[int, Field(ge=32, le=4096)] = 256
     thresholds: dict[Side, dict[Level, Share]] = {}
 
     @model_validator(mode="after")
@@ -75,7 +75,7 @@ class GuardrailHead(BaseModel):
 
     def tokens(self, tokenizer: Tokenizer) -> dict[str, int]:
         """Verdict -> token id. PomonaError: the vocabulary has no such token."""
-        found = {}
+        found: dict[str, int] = {}
         for name, text in self.verdicts.items():
             ids = tokenizer.encode(text, parse_special=False)
             if len(ids) != 1 or ids[0] in found.values():

@@ -137,7 +137,7 @@ class GuardrailPolicy(BaseModel):
 
     version: Literal[1] = 1
     suspects: Suspects = "1"
-    segment: int = Field(64, ge=16, le=1024)
+    segment: Annotated[int, Field(ge=16, le=1024)] = 64
     default: FeatureRules = FeatureRules(patterns=("common",))
     features: Annotated[dict[str, FeatureRules], Field(max_length=256)] = {}
 

@@ -187,7 +187,8 @@ def usable_rows(
 ) -> list[GuardedText]:
     """Requests that are short enough; answers as cut as they are met; of the harmless ones not too many."""
     draw = random.Random(options.seed)
-    found, answers = [], []
+    found: list[GuardedText] = []
+    answers: list[GuardedText] = []
     for row in rows:
         if len(tokenizer.encode(row.request or row.text, parse_special=False)) > INPUT_TOKENS:
             continue
