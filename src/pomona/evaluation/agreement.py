@@ -41,7 +41,7 @@ class Agreement:
     ratings: int
 
     def to_json(self) -> dict[str, Any]:
-        return interval_json(self)  # type: ignore[arg-type]
+        return interval_json(self)
 
 
 def alpha(units: Sequence[Unit], level: Level, values: Sequence[Hashable] | None = None) -> Agreement:

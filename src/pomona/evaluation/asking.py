@@ -68,7 +68,7 @@ class Asker:
         self.name, self.identity = name, identity
         self.asked = self.kept = 0
         self._backend, self._adapter, self._tokens, self._keep = model.backend(), adapter, tokens, keep
-        self._together, self._gate = together, asyncio.Semaphore(together)
+        self._gate = asyncio.Semaphore(together)
         self._failed = 0
 
     async def ask(self, messages: Sequence[Mapping[str, str]], *, choices: Sequence[str] = ()) -> Reply:

@@ -149,12 +149,8 @@ def pair_report(
         for (question, turn), game in games.items()
         if game.keys() >= {"ab", "ba"} and not math.isnan(game["ab"].value + game["ba"].value)
     ]
-    unusable = _unusable(judgements)
     if not pairs:
-        reasons = ", ".join(f"{count} x {kind}" for kind, count in unusable.items())
-        raise PomonaError(
-            f"the judge gave no verdict that can be used ({reasons}); take a better one, or try --guided"
-        )
+        raise _useless("verdict", judgements)
     verdicts = Counter(pair.verdict for pair in pairs)
     lengths = [
         tuple(len(side.turns[pair.question][pair.turn] or "") for side in (ours, theirs)) for pair in pairs
@@ -184,7 +180,7 @@ def pair_report(
         (sum(a for a, _ in lengths) / len(pairs), sum(b for _, b in lengths) / len(pairs)),
         Share.wilson(sum(_won(pair.ab) == _won(pair.ba) for pair in pairs), len(pairs)),
         Share.wilson(sum(value > 0 for value in decided), len(decided)),
-        unusable,
+        _unusable(judgements),
         len(games) - len(pairs),
         _grouped(pairs, lambda pair: pair.category),
         _grouped(pairs, lambda pair: f"turn {pair.turn + 1}"),
@@ -199,7 +195,7 @@ def rating_report(judgements: Sequence[Judgement], ours: Answers, theirs: Answer
     usable = [one for one in judgements if not math.isnan(one.value)]
     by_side = {name: [one for one in usable if one.order == side] for side, name in sides.items()}
     if not all(by_side.values()):
-        raise PomonaError("the judge gave no rating that can be used; take a better one, or try --guided")
+        raise _useless("rating", judgements)
 
     def grouped(key: Callable[[Judgement], str]) -> dict[str, dict[str, Interval]]:
         return {
@@ -324,6 +320,13 @@ def _mean_by_question(rows: Iterable[Judgement]) -> Interval:
 def _ratio(rows: Iterable[Sequence[float]]) -> Interval:
     rows = list(rows)
     return ratio_interval([sum(row) for row in rows], [float(len(row)) for row in rows])
+
+
+def _useless(what: str, judgements: Iterable[Judgement]) -> PomonaError:
+    reasons = ", ".join(f"{count} x {kind}" for kind, count in _unusable(judgements).items())
+    return PomonaError(
+        f"the judge gave no {what} that can be used ({reasons}); take a better one, or try --guided"
+    )
 
 
 def _unusable(judgements: Iterable[Judgement]) -> dict[str, int]:

@@ -140,8 +140,8 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], *, seed: i
     return mean_interval([a - b for a, b in zip(ours, theirs, strict=True)], seed=seed)
 
 
-def interval_json(interval: Interval) -> dict[str, Any]:
-    """Numbers that are none become null."""
+def interval_json(interval: object) -> dict[str, Any]:
+    """The fields of an interval; numbers that are none become null."""
     return {
         key: None if isinstance(value, float) and not math.isfinite(value) else value
         for key, value in vars(interval).items()
