@@ -95,6 +95,26 @@ class TestQueue:
                 assert dict(pool.map(answer, range(24))) == alone
         assert len(set(alone.values())) > 8
 
+    def test_an_adapter_forgotten_while_a_request_waits_is_404(
+        self, slow_model: Model, small_dir_served: Path
+    ) -> None:
+        store = small_dir_served / "adapters"
+        with (
+            serving(slow_model, max_running=1, max_waiting=1, adapter_store=store) as running,
+            running.http() as http,
+            ThreadPoolExecutor(1) as pool,
+        ):
+            assert http.post("/v1/adapters", json={"name": "c", "path": "b"}).status_code == 200
+            with http.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as first:
+                lines = first.iter_lines()
+                next(lines)
+                body = {**LONG, "model": "small:c", "max_tokens": 4}
+                waits = pool.submit(http.post, "/v1/chat/completions", json=body)
+                until(lambda: slow_model.scheduler.stats().waiting == 1)
+                assert http.delete("/v1/adapters/c", params={"forget": True}).json()["deleted"]
+            refused = waits.result()
+            assert refused.status_code == 404 and refused.json()["error"]["code"] == "model_not_found"
+
 
 class TestDeadlines:
     def test_an_answer_that_takes_too_long_is_504(self, slow_model: Model) -> None:

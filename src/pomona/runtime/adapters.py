@@ -34,6 +34,10 @@ class AdapterMemoryFullError(PomonaError):
     """The budget has no room beside the adapters that are in use now; it may have later."""
 
 
+class UnknownAdapterError(PomonaError):
+    """No adapter has this name, or none has it any longer."""
+
+
 class LoadedAdapter:
     """One version of an adapter, ready to run."""
 
@@ -219,7 +223,7 @@ class AdapterCache:
     def _entry(self, name: str) -> _Entry:
         if name not in self._entries:
             known = ", ".join(sorted(self._entries)) or "none"
-            raise PomonaError(f"adapter {name}: is not known (there: {known}); register it first")
+            raise UnknownAdapterError(f"adapter {name}: is not known (there: {known}); register it first")
         return self._entries[name]
 
     @staticmethod

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from pomona.errors import PomonaError, one_line
-from pomona.runtime.adapters import AdapterMemoryFullError
+from pomona.runtime.adapters import AdapterMemoryFullError, UnknownAdapterError
 from pomona.runtime.ticket import Overloaded
 
 log = logging.getLogger("pomona.serving")
@@ -82,6 +82,8 @@ def refused(error: PomonaError, *, param: str | None = None) -> ApiError:
         return ApiError(429, message, type="rate_limit_error", code="queue_full", headers=headers)
     if isinstance(error, AdapterMemoryFullError):
         return ApiError(503, message, type="server_error", code="adapter_memory_full")
+    if isinstance(error, UnknownAdapterError):  # forgotten while the request waited for its turn
+        return ApiError(404, message, param="model", code="model_not_found")
     return ApiError(400, message, param=param)
 
 
