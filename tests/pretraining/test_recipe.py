@@ -180,7 +180,7 @@ def test_pruning_narrows_the_stages_after_it() -> None:
     values = settings(prune={"intermediate_size": 64})
     first = values["stages"][0]
     values["stages"] += [first | {"name": "more", "prune": {"intermediate_size": 32}}]
-    values["stages"] += [first | {"name": "core", "prune": None}]
+    values["stages"] += [first | {"name": "after", "prune": None}]
     recipe = recipe_of(values)
     assert [recipe.config(stage).intermediate_size for stage in recipe.stages] == [128, 64, 32]
     assert [recipe.result(stage).intermediate_size for stage in recipe.stages] == [64, 32, 32]

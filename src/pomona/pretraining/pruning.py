@@ -107,7 +107,7 @@ def _scores(checkpoint: Path, config: ModelConfig) -> NDArray[np.float32]:
     if not path.is_file():
         raise PomonaError(f"{checkpoint}: holds no scores of masks; its stage did not prune, give --restart")
     with SafetensorsFile(path) as file:
-        found: NDArray[np.float32] = np.array(file.array(SCORES)) if SCORES in file.tensors else np.empty(0)
+        found = np.array(file.array(SCORES) if SCORES in file.tensors else [], np.float32)
     if found.shape != (config.num_hidden_layers, config.intermediate_size) or not np.isfinite(found).all():
         raise PomonaError(f"{path}: has no scores for this shape; give --restart")
     return found

@@ -30,7 +30,7 @@ from pomona.pretraining.training.model import whole
 from pomona.pretraining.training.soft_top_k import soft_top_k
 
 
-class PruningLoss(torch.nn.Module):
+class PruningLoss(torch.nn.Module):  # type: ignore[misc]
     """Next-token loss of the masked model. Its parameter `scores` [L, N] begins at 0, without a favourite.
 
     A score is told in the distance that the optimizer can move one in the whole stage at the most (its
