@@ -23,13 +23,13 @@ nb::dict to_dict(Palettes p, int cols, int bits) {
 }
 
 nb::dict palettize_array(Input<float, 2> weights, Input<float, 1> importance, int bits, int table_columns,
-                         int threads) {
+                         int threads, bool better_scales) {
   const int rows = static_cast<int>(weights.shape(0)), cols = static_cast<int>(weights.shape(1));
   Palettes p;
   {
     const nb::gil_scoped_release release;
     p = palettize({weights.data(), weights.size()}, rows, cols, {importance.data(), importance.size()}, bits,
-                  table_columns, threads);
+                  table_columns, better_scales ? RowScales::kBetter : RowScales::kRootMeanSquare, threads);
   }
   return to_dict(std::move(p), cols, bits);
 }
@@ -65,7 +65,8 @@ nb::dict compensate_array(Input<float, 2> weights, Input<float, 1> importance, I
 } // namespace
 
 void bind_compression(nb::module_& m) {
-  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "bits"_a, "table_columns"_a, "threads"_a);
+  m.def("palettize", &palettize_array, "weights"_a, "importance"_a, "bits"_a, "table_columns"_a, "threads"_a,
+        "better_scales"_a = false);
   m.def("damped_cholesky", &cholesky_array, "moment"_a, "keep"_a, "added"_a, "order"_a, "threads"_a);
   m.def("compensate", &compensate_array, "weights"_a, "importance"_a, "moment"_a, "keep"_a, "added"_a,
         "factor"_a, "order"_a, "bits"_a, "table_columns"_a, "rounds"_a, "sweeps"_a, "scales"_a, "threads"_a);

@@ -441,7 +441,8 @@ class Compensator {
 Palettes compensate(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
                     const Damped& damped, std::span<const float> factor, std::span<const std::int32_t> order,
                     int bits, int table_cols, const CompensateOptions& options) {
-  Palettes palettes = palettize(weights, rows, cols, importance, bits, table_cols, options.threads);
+  Palettes palettes = palettize(weights, rows, cols, importance, bits, table_cols, RowScales::kRootMeanSquare,
+                                options.threads);
   const std::size_t n = cols;
   if (damped.moment.size() != n * n || damped.added.size() != n || factor.size() != n * n ||
       order.size() != n)
@@ -465,7 +466,8 @@ Palettes compensate(std::span<const float> weights, int rows, int cols, std::spa
     mean += d * d / static_cast<double>(n);
   }
   for (float& r : remaining) r = std::max(static_cast<float>(r / mean), 1e-6f);
-  const Palettes start = palettize(weights, rows, cols, remaining, bits, table_cols, options.threads);
+  const Palettes start = palettize(weights, rows, cols, remaining, bits, table_cols,
+                                   RowScales::kRootMeanSquare, options.threads);
   Compensator(weights, cols, damped, factor, order, bits, table_cols, options, start, palettes).run();
   return palettes;
 }

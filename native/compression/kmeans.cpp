@@ -97,13 +97,14 @@ void add_squares(const float* rows, int cols, double* squares) {
 class Palettizer {
  public:
   Palettizer(std::span<const float> weights, int rows, int cols, std::span<const float> importance, int bits,
-             int table_cols, int threads)
+             int table_cols, RowScales scales, int threads)
       : weights_(weights),
         cols_(cols),
         importance_(importance),
         bits_(bits),
         colors_(1 << bits),
         table_cols_(table_cols),
+        scales_(scales),
         groups_(rows / kGroupRows),
         kernels_(select_kernels("auto")),
         pool_(std::min(threads, groups_)),
@@ -165,13 +166,68 @@ class Palettizer {
   }
 
   void group(int g, Worker& worker) {
+    fill_group(g, root_mean_squares(g), worker);
+    if (scales_ == RowScales::kBetter) {
+      const Filled by_mean = filled(g);
+      fill_group(g, largest(g), worker);
+      if (!(errors_[g] < by_mean.error)) put_back(g, by_mean); // NaN: a value beyond float16
+    }
+  }
+
+  std::array<float, kGroupRows> root_mean_squares(int g) const {
+    std::array<float, kGroupRows> scales;
+    for (int r = 0; r < kGroupRows; ++r)
+      scales[r] =
+          static_cast<float>(std::sqrt(squares_[static_cast<std::size_t>(g) * kGroupRows + r] / cols_));
+    return scales;
+  }
+
+  std::array<float, kGroupRows> largest(int g) const {
+    std::array<float, kGroupRows> scales{};
+    for (int r = 0; r < kGroupRows; ++r)
+      for (int k = 0; k < cols_; ++k) scales[r] = std::max(scales[r], std::fabs(row(g, r)[k]));
+    return scales;
+  }
+
+  void fill_group(int g, const std::array<float, kGroupRows>& row_scales, Worker& worker) {
     float scales[kGroupRows] = {};
+    errors_[g] = norms_[g] = 0.0;
     for (int r = 0; r < kGroupRows; ++r) {
       const std::size_t n = static_cast<std::size_t>(g) * kGroupRows + r;
-      out_.row_scales[n] = float_to_half(static_cast<float>(std::sqrt(squares_[n] / cols_)));
+      out_.row_scales[n] = float_to_half(row_scales[r]);
       scales[r] = half_to_float(out_.row_scales[n]);
     }
     for (int table = 0; table < out_.tables; ++table) fill_table(g, table, scales, worker);
+  }
+
+  // What fill_group makes.
+  struct Filled {
+    std::vector<std::uint8_t> indices;
+    std::vector<std::int8_t> entries;
+    std::vector<std::uint16_t> table_scales, row_scales;
+    double error;
+  };
+
+  Filled filled(int g) const {
+    return {part(out_.indices, g), part(out_.entries, g), part(out_.table_scales, g),
+            part(out_.row_scales, g), errors_[g]};
+  }
+
+  void put_back(int g, const Filled& from) {
+    const auto put = [g](const auto& part, auto& all) {
+      std::copy(part.begin(), part.end(), all.begin() + g * part.size());
+    };
+    put(from.indices, out_.indices);
+    put(from.entries, out_.entries);
+    put(from.table_scales, out_.table_scales);
+    put(from.row_scales, out_.row_scales);
+    errors_[g] = from.error;
+  }
+
+  template <class T>
+  std::vector<T> part(const std::vector<T>& all, int g) const {
+    const std::size_t size = all.size() / groups_;
+    return {all.begin() + g * size, all.begin() + (g + 1) * size};
   }
 
   void fill_table(int g, int table, const float* scales, Worker& worker) {
@@ -246,7 +302,9 @@ class Palettizer {
   std::span<const float> weights_;
   int cols_;
   std::span<const float> importance_;
-  int bits_, colors_, table_cols_, groups_;
+  int bits_, colors_, table_cols_;
+  RowScales scales_;
+  int groups_;
   const Kernels& kernels_;
   ThreadPool pool_;
   std::vector<Worker> workers_;     // one for each thread
@@ -273,7 +331,7 @@ std::uint16_t float_to_half(float f) {
 }
 
 Palettes palettize(std::span<const float> weights, int rows, int cols, std::span<const float> importance,
-                   int bits, int table_cols, int threads) {
+                   int bits, int table_cols, RowScales scales, int threads) {
   if (bits < 2 || bits > 4) throw std::invalid_argument("bits must be 4, 3 or 2");
   if (rows < kGroupRows || rows % kGroupRows != 0)
     throw std::invalid_argument("palettize needs a multiple of 16 rows");
@@ -282,7 +340,8 @@ Palettes palettize(std::span<const float> weights, int rows, int cols, std::span
     throw std::invalid_argument("palettize needs weights [rows, cols] and importance [cols]");
   if (table_cols < kBlock || table_cols % kBlock != 0 || cols % table_cols != 0)
     throw std::invalid_argument("table_columns must be a multiple of 64 that divides the matrix's columns");
-  return Palettizer(weights, rows, cols, importance, bits, table_cols, std::clamp(threads, 1, 1024)).run();
+  return Palettizer(weights, rows, cols, importance, bits, table_cols, scales, std::clamp(threads, 1, 1024))
+      .run();
 }
 
 } // namespace pomona

@@ -156,8 +156,8 @@ TEST_CASE("compensate: no group is worse than its k-means, and the errors told a
   for (const int bits : {4, 3, 2})
     for (const int table_cols : {64, 128}) {
       const Problem problem(96, 128, random, 300);
-      const Palettes seed =
-          palettize(problem.weights, problem.rows, problem.cols, problem.importance, bits, table_cols, 1);
+      const Palettes seed = palettize(problem.weights, problem.rows, problem.cols, problem.importance, bits,
+                                      table_cols, RowScales::kRootMeanSquare, 1);
       const std::vector<double> before = problem.errors(seed, bits, table_cols);
       for (const CompensateOptions options :
            {CompensateOptions{0, 0, false, 1}, {1, 0, false, 1}, {1, 2, true, 1}, {3, 1, true, 1}}) {

@@ -226,7 +226,8 @@ TEST_CASE("kmeans: palettes are those of the definition, bit for bit") {
     const int bits = random.integer(2, 4), blocks = in.cols / 64;
     const int table_cols = blocks % 2 == 0 && random.chance(0.5) ? in.cols / 2 : in.cols;
     CAPTURE(trial);
-    REQUIRE(same(palettize(in.weights, in.rows, in.cols, in.importance, bits, table_cols, 1 + trial % 3),
+    REQUIRE(same(palettize(in.weights, in.rows, in.cols, in.importance, bits, table_cols,
+                           RowScales::kRootMeanSquare, 1 + trial % 3),
                  by_definition(in, bits, table_cols)));
   }
 }
@@ -243,9 +244,31 @@ TEST_CASE("kmeans: a table of thousands of values too, which is sorted by longer
     in.importance.assign(in.cols, 1.0f);
     for (int k = 0; k < in.cols; k += 3) in.importance[k] = static_cast<float>(random.uniform());
     for (const int bits : {2, 3, 4})
-      REQUIRE(same(palettize(in.weights, in.rows, in.cols, in.importance, bits, in.cols, 2),
+      REQUIRE(same(palettize(in.weights, in.rows, in.cols, in.importance, bits, in.cols,
+                             RowScales::kRootMeanSquare, 2),
                    by_definition(in, bits, in.cols)));
   }
+}
+
+TEST_CASE("kmeans: of two kinds of row scales the better one is taken, group by group") {
+  Random random(4);
+  const auto solve = [](const Input& in, RowScales scales, int threads) {
+    return palettize(in.weights, in.rows, in.cols, in.importance, 4, in.cols, scales, threads);
+  };
+  for (int trial = 0; trial < 90; ++trial) {
+    const Input in = awkward(trial % 9, random);
+    CAPTURE(trial);
+    const Palettes better = solve(in, RowScales::kBetter, 1);
+    REQUIRE(better.squared_error <= solve(in, RowScales::kRootMeanSquare, 1).squared_error * (1 + 1e-12));
+    REQUIRE(same(better, solve(in, RowScales::kBetter, 3)));
+  }
+  // One large value in every row, which one entry serves when it is 1 in all of them.
+  Input in{64, 640, random.normals(64 * 640), std::vector<float>(640, 1.0f)};
+  for (int r = 0; r < 64; ++r) in.weights[r * 640 + 7 * r] = 8.0f + 0.2f * static_cast<float>(r % 16);
+  REQUIRE(solve(in, RowScales::kBetter, 1).squared_error <
+          0.95 * solve(in, RowScales::kRootMeanSquare, 1).squared_error);
+  in.weights[0] = 70000.0f; // the largest value of a row, beyond what float16 holds
+  REQUIRE(std::isfinite(solve(in, RowScales::kBetter, 1).squared_error));
 }
 
 TEST_CASE("kmeans: the cheapest cut of every instruction set is the first of the least costs") {

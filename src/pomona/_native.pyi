@@ -118,7 +118,12 @@ class Engine:
 def available_isas() -> str: ...
 def measure_bandwidth(bytes: int, threads: int) -> float: ...
 def palettize(
-    weights: NDArray[np.float32], importance: NDArray[np.float32], bits: int, table_columns: int, threads: int
+    weights: NDArray[np.float32],
+    importance: NDArray[np.float32],
+    bits: int,
+    table_columns: int,
+    threads: int,
+    better_scales: bool = False,
 ) -> dict[str, Any]: ...
 def multiply_packed(
     isa: str, rows: int, tensors: Tensors, x: NDArray[np.float32], threads: int

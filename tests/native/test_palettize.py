@@ -291,6 +291,21 @@ def test_groups_of_rows_have_nothing_to_do_with_each_other(bits: int) -> None:
             np.testing.assert_array_equal(alone.raw[name][0], whole.raw[name][g])
 
 
+def test_of_two_kinds_of_row_scales_the_better_is_taken_group_by_group() -> None:
+    normal = np.random.default_rng(1).standard_normal((32, 640)).astype(np.float32)
+    outliers = np.random.default_rng(2).standard_t(3, (32, 640)).astype(np.float32)
+    weight = np.concatenate([normal, outliers])
+
+    def squared_error(part: Floats, better: bool) -> float:
+        ones = np.ones(part.shape[1], np.float32)
+        return float(_native.palettize(part, ones, 4, part.shape[1], 1, better)["squared_error"])
+
+    assert squared_error(outliers, True) < 0.97 * squared_error(outliers, False)
+    assert squared_error(normal, True) <= squared_error(normal, False)
+    parts = squared_error(normal, True) + squared_error(outliers, True)
+    assert squared_error(weight, True) == pytest.approx(parts, rel=1e-9)
+
+
 def test_finer_tables_fit_better() -> None:
     rng = np.random.default_rng(5)
     weight = (rng.standard_normal((32, 576)) * np.repeat(10.0 ** rng.uniform(-1, 1, 9), 64)).astype(

@@ -68,13 +68,15 @@ def palettize(
     if moments is not None:
         _check(moments, weight_NK)
     uniform = np.ones(weight_NK.shape[1], np.float32)
+    # A table of whole rows serves all that lies along them; there it pays to try two kinds of row scales.
+    better = table_columns == weight_NK.shape[1]
     try:
         if method == "kmeans":
-            raw = _native.palettize(weight_NK, uniform, bits, table_columns, threads)
+            raw = _native.palettize(weight_NK, uniform, bits, table_columns, threads, better)
         elif moments is None:
             raise PomonaError(f"method {method!r} needs the moments of the inputs; collect them first")
         elif method == "weighted":
-            raw = _native.palettize(weight_NK, moments.importance(), bits, table_columns, threads)
+            raw = _native.palettize(weight_NK, moments.importance(), bits, table_columns, threads, better)
         elif method == "compensated":
             raw = _compensate(weight_NK, moments, bits, table_columns, threads)
         else:
