@@ -29,6 +29,10 @@ class LoadError(Exception):
     """The server broke the protocol or went away."""
 
 
+class NoAnswerError(LoadError):
+    """The connection ended before the first byte of an answer."""
+
+
 @dataclass
 class Reply:
     """One answer as it came. Times are those of time.perf_counter(), in seconds."""
@@ -102,7 +106,11 @@ class Connection:
         if body:
             lines.append("Content-Type: application/json")
         self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
-        await self.writer.drain()
+        try:
+            await self.writer.drain()
+        except ConnectionError as error:
+            self.usable = False
+            raise NoAnswerError(f"no answer: {error!r}") from error
 
     async def head(self) -> tuple[int, dict[str, str]]:
         """Status and headers (names in lower case) of the next answer."""
@@ -110,7 +118,7 @@ class Connection:
             raw = await self.reader.readuntil(b"\r\n\r\n")
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError) as error:
             self.usable = False
-            raise LoadError(f"no answer: {error!r}") from error
+            raise NoAnswerError(f"no answer: {error!r}") from error
         first, *lines = raw.decode("latin-1").split("\r\n")
         headers = {}
         for line in lines:
@@ -230,11 +238,17 @@ async def closed_loop(
         connection: Connection | None = None
         try:
             for index, body in waiting:  # all clients draw from one list
-                if connection is None or not connection.fresh:
-                    if connection is not None:
+                reply = None
+                if connection is not None:
+                    # llama.cpp's server says keep-alive, and hangs up after a stream all the same.
+                    with contextlib.suppress(NoAnswerError):
+                        if connection.fresh:
+                            reply = await asyncio.wait_for(connection.ask("POST", path, body), REPLY_SECONDS)
+                    if reply is None:
                         connection.close()
+                if connection is None or reply is None:
                     connection = await Connection.open(port)
-                reply = await asyncio.wait_for(connection.ask("POST", path, body), REPLY_SECONDS)
+                    reply = await asyncio.wait_for(connection.ask("POST", path, body), REPLY_SECONDS)
                 if reply.status != 200 or reply.failure is not None or not reply.whole or not reply.times:
                     what = reply.error() or reply.body[:300]
                     raise LoadError(f"request {index}: status {reply.status}, {what!r}")

@@ -30,9 +30,9 @@ async def request(reader: asyncio.StreamReader) -> dict[str, Any]:
     return dict(json.loads(await reader.readexactly(length)))
 
 
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: int = 1000) -> None:
     """Says the prompt, letter by letter, in chunks that cut events in two; keeps the connection."""
-    while True:
+    for _ in range(answers):
         try:
             prompt = (await request(reader))["prompt"]
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -50,6 +50,13 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
         writer.write(b"0\r\n\r\n")
 
 
+async def echo_once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Says one prompt, and then hangs up without having said so, as llama.cpp's server does."""
+    await echo(reader, writer, 1)
+    await asyncio.sleep(0.01)  # the client may have asked again by now
+    writer.close()
+
+
 def serving(handler: Handler, ask: Callable[[int], Awaitable[Any]]) -> Any:
     """What `ask(port)` gives while `handler` serves."""
 
@@ -62,9 +69,10 @@ def serving(handler: Handler, ask: Callable[[int], Awaitable[Any]]) -> Any:
 
 
 class TestStreams:
-    def test_replies_come_in_the_order_of_the_requests_whole_and_timed(self) -> None:
+    @pytest.mark.parametrize("handler", [echo, echo_once])
+    def test_replies_come_in_the_order_of_the_requests_whole_and_timed(self, handler: Handler) -> None:
         bodies = [{"prompt": "x" * (number + 1)} for number in range(9)]
-        replies, seconds = serving(echo, lambda port: closed_loop(port, "/v1/completions", bodies, 3))
+        replies, seconds = serving(handler, lambda port: closed_loop(port, "/v1/completions", bodies, 3))
         assert [reply.text for reply in replies] == [body["prompt"] for body in bodies]
         for number, reply in enumerate(replies):
             assert reply.status == 200 and reply.whole and reply.finish_reason == "length"
