@@ -72,6 +72,14 @@ def test_a_needle_has_one_key_and_its_distractors_others() -> None:
     assert asked is not None and dict(codes)[asked[1]] == value
 
 
+def test_the_needle_that_is_asked_for_is_not_always_the_first() -> None:
+    places = set()
+    for question in TASKS["long_niah_multikey_1024"].questions(WORDS):
+        codes = re.findall(r"access code of the \S+ is (\d+)\.", text(question))
+        places.add(codes.index(question.expected[0]))
+    assert len(places) == 8
+
+
 def test_a_chain_of_variables_leads_to_its_value() -> None:
     question = TASKS["long_variable_tracking_1024"].questions(WORDS)[3]
     values: dict[str, str] = {}

@@ -12,7 +12,9 @@ import pytest
 from pomona.errors import PomonaError
 from pomona.evaluation.recovery_table import (
     OPEN,
+    Cell,
     RecoveryTable,
+    Row,
     TableOptions,
     contenders,
     measure,
@@ -60,6 +62,15 @@ def test_where_the_reference_can_do_nothing_there_is_no_bound() -> None:
     rare = percent(scored([1.0] + [0.0] * 19), scored([0.0] + [1.0] + [0.0] * 18))
     assert rare.value == pytest.approx(100.0) and rare.high > OPEN / 2
     assert percent(scored([1.0, 0.0]), scored([0.0, 0.0])).value == OPEN
+
+
+def test_what_is_open_is_null_in_json() -> None:
+    rare = percent(scored([1.0] + [0.0] * 19), scored([0.0] + [1.0] + [0.0] * 18))
+    cell = Cell(rare, rare)
+    row = Row("m", "recovered", "recovery", "ab", "f", 4.1, 1.0, {"ifeval": cell})
+    raw = RecoveryTable((row,), {"ifeval": 20}, False, None, "2026-01-01").to_json()
+    found = raw["rows"][0]["columns"]["ifeval"]["percent"]
+    assert found["value"] == pytest.approx(100.0) and found["high"] is None and found["rows"] == 20
 
 
 def test_the_options_name_tasks_of_the_table() -> None:

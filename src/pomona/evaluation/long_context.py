@@ -73,7 +73,9 @@ def niah_multikey(rng: random.Random) -> tuple[list[str], Drawn]:
     """The key that is asked for among seven others."""
     chosen = keys(rng, KEYS)
     values = [number(rng) for _ in chosen]
-    return [needle(*pair) for pair in zip(chosen, values, strict=True)], _asked(chosen[0], (values[0],))
+    asked = rng.randrange(KEYS)
+    needles = [needle(*pair) for pair in zip(chosen, values, strict=True)]
+    return needles, _asked(chosen[asked], (values[asked],))
 
 
 def niah_multivalue(rng: random.Random) -> tuple[list[str], Drawn]:

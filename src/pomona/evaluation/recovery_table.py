@@ -98,7 +98,13 @@ class RecoveryTable:
     date: str
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        """As it is, with null for what is open."""
+        raw = asdict(self)
+        for row in raw["rows"]:
+            for cell in row["columns"].values():
+                bounds = cell["percent"] or {}
+                bounds.update({key: None for key, value in bounds.items() if value > OPEN / 2})
+        return raw
 
 
 def contenders(reference: str, models: Sequence[str], adapter: str = RECOVERY) -> list[Contender]:
