@@ -62,7 +62,9 @@ def targets() -> set[str]:
     return set(re.findall(r"^([a-z][a-z-]*):", text, flags=re.MULTILINE))
 
 
-GROUPS = {"adapters", "align", "data", "pretrain"}  # commands that have commands of their own
+# Commands that have commands of their own.
+GROUPS = {"adapters", "align", "data", "pretrain", "safety"}
+GROUPS |= {f"safety {part}" for part in ("guardrail", "review", "data", "memorisation")}
 
 
 @cache
@@ -84,7 +86,12 @@ def test_every_command_and_option_has_help(name: str) -> None:
     for words in run((ROOT / name).read_text(encoding="utf-8")):
         if not re.fullmatch(r"[a-z][a-z-]*", words[0]):
             continue  # `pomona COMMAND`, `pomona --version`
-        code, page = help_page(*words[: 2 if words[0] in GROUPS and len(words) > 1 else 1])
+        depth = 1
+        while " ".join(words[:depth]) in GROUPS and len(words) > depth:
+            depth += 1
+        if words[0] == "eval" and words[1:2] == ["recovery"]:  # in the place of an argument
+            depth = 2
+        code, page = help_page(*words[:depth])
         assert code == 0, f"pomona {words[0]} --help: {page}"
         for option in (
             word.partition("=")[0] for word in words[1:] if word.startswith("--") and word != "--"

@@ -24,6 +24,7 @@ app = new_app()
         "pomona serve",
         "pomona serve smollm2-135m-4bit --port 9000 --threads 4",
         "POMONA_API_KEY=$(openssl rand -hex 24) pomona serve --host 0.0.0.0",
+        "pomona serve --guardrail guardrail",
         "pomona serve --config server.yaml",
     )
 )
@@ -72,6 +73,16 @@ def serve(
         Path | None,
         typer.Option("--adapter-store", metavar="DIR", help="Adapters may be loaded from below it."),
     ] = None,
+    guardrail: Annotated[
+        str | None,
+        typer.Option(
+            "--guardrail", metavar="NAME", help="Judge inputs and outputs by this adapter of the model."
+        ),
+    ] = None,
+    guardrail_policy: Annotated[
+        Path | None,
+        typer.Option("--guardrail-policy", metavar="FILE", help="YAML of docs/guardrail.md."),
+    ] = None,
     log_level: Annotated[
         str | None,
         typer.Option("--log-level", help="debug, info, warning or error.", show_default="info"),
@@ -98,6 +109,8 @@ def serve(
             "max_waiting": max_waiting,
             "adapter_budget_bytes": budget,
             "adapter_store": adapter_store,
+            "guardrail": guardrail,
+            "guardrail_policy": guardrail_policy,
             "log_level": log_level,
             "threads": threads,
             "isa": isa,

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from pomona.adapters.tasks.task import Request
+from pomona.features.guarding import shield_of
 from pomona.features.work import TOGETHER, Batch, Done, Plan, answer_of, done_of, turn_of
 
 R = TypeVar("R")
@@ -144,8 +145,9 @@ async def _streamed(
     batch: Batch, number: int, request: Request, queue: asyncio.Queue[Piece | Answered | BaseException]
 ) -> Done:
     desk = batch.desk
-    if desk.fallback is not None:
-        # Half an answer would have to be taken back if another model takes over: it comes in one piece.
+    if desk.fallback is not None or shield_of(desk.model) is not None:
+        # Half an answer would have to be taken back if another model takes over, or if it is refused: it
+        # comes in one piece.
         done = await answer_of(desk, request)
         queue.put_nowait(Piece(number, done.text))
         return done

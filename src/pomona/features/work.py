@@ -16,12 +16,14 @@ from typing import Any, ParamSpec, TypeVar
 
 from pomona.adapters.tasks.task import Request, Task
 from pomona.errors import PomonaError
+from pomona.features.guarding import begun
 from pomona.features.results import Origin, Place
 from pomona.features.router import Consent, Router
 from pomona.runtime.answer import context_limit
 from pomona.runtime.backend import LanguageModel
 from pomona.runtime.model import BASE, Model
 from pomona.runtime.reply import FinishReason, Reply, Usage
+from pomona.safety.guardrail_policy import Blocked
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -202,8 +204,14 @@ async def _gathered(batch: Batch) -> list[Done]:
 
 def _one(desk: Desk, request: Request) -> Done:
     session, prompt, form = turn_of(desk, request)
+    exchange = begun(desk.model, desk.task.name, request.content)
     try:
-        return done_of(desk, session.respond(prompt, **form))
+        done = done_of(desk, session.respond(prompt, **form))
+        if exchange is not None:
+            exchange.check(done.text)
+        return done
+    except Blocked:  # nobody else answers either
+        raise
     except PomonaError:
         if desk.fallback is None:
             raise
@@ -212,8 +220,14 @@ def _one(desk: Desk, request: Request) -> Done:
 
 async def answer_of(desk: Desk, request: Request) -> Done:
     session, prompt, form = turn_of(desk, request)
+    exchange = begun(desk.model, desk.task.name, request.content)
     try:
-        return done_of(desk, await session.arespond(prompt, **form))
+        done = done_of(desk, await session.arespond(prompt, **form))
+        if exchange is not None:
+            await exchange.acheck(done.text)
+        return done
+    except Blocked:  # nobody else answers either
+        raise
     except PomonaError:
         if desk.fallback is None:
             raise

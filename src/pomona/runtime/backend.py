@@ -86,7 +86,12 @@ class Backend(ABC, Generic[P]):
 
 
 class LanguageModel(ABC):
-    """What Model and RemoteModel have in common: code that takes this works with either."""
+    """What Model and RemoteModel have in common: code that takes this works with either.
+
+    shield: judges what the features bring to this model and get from it (pomona.safety.screening.Shield).
+    """
+
+    shield: Any = None
 
     @abstractmethod
     def backend(self) -> Backend[Any]:

@@ -12,6 +12,7 @@ A token costs a list append, a table look-up and, where a stop text or a tool ma
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,8 +23,11 @@ from pomona.runtime.sampling import Sampling
 from pomona.runtime.ticket import Completion, Request, Ticket, TokenLogprobs
 from pomona.runtime.tools import Tool
 from pomona.runtime.transcript import ToolCall
+from pomona.safety.guardrail_policy import Refusal
+from pomona.safety.screening import CHAT
 from pomona.serving.chat_request import SamplingFields
 from pomona.serving.errors import ApiError, internal, log, refused, unavailable
+from pomona.serving.guarding import FILTERED, AnswerGuard
 from pomona.serving.state import ServerState
 from pomona.serving.stop_texts import StopTexts
 
@@ -49,6 +53,7 @@ class Job:
     calls_before: int = 0
     include_usage: bool = False  # in a stream: its last chunk tells the counts
     logprobs: int | None = None  # of each token, with those of so many likeliest ones
+    said: tuple[str, ...] = ()  # the user's words, for the guardrail
 
 
 @dataclass(frozen=True)
@@ -129,6 +134,7 @@ class Choice:
     def __init__(self, state: ServerState, job: Job, ticket: Ticket, index: int) -> None:
         dialect = state.model.dialect if job.tools else None
         self.index, self.ticket = index, ticket
+        self.guard: AnswerGuard | None = None
         self.read = 0  # tokens so far
         self.told = 0  # tokens whose log probabilities were sent, and their characters:
         self.told_characters = 0
@@ -149,9 +155,19 @@ class Choice:
         return self._stop is not None and self._stop.found
 
     @property
+    def refused(self) -> Refusal | None:
+        """Why the guardrail ended it."""
+        return None if self.guard is None else self.guard.refusal
+
+    @property
+    def over(self) -> bool:
+        """Nothing that the ticket still brings will be shown."""
+        return self.stopped or self.refused is not None
+
+    @property
     def needs_watching(self) -> bool:
         """It may end before its ticket does."""
-        return self._stop is not None
+        return self._stop is not None or self.guard is not None
 
     def push(self, tokens: Sequence[int]) -> str:
         """Words that can be shown now, perhaps none."""
@@ -159,6 +175,35 @@ class Choice:
         push = self._decoder.push
         piece = push(tokens[0]) if len(tokens) == 1 else "".join([push(token) for token in tokens])
         return self._shown(piece) if piece else ""
+
+    async def show(self, tokens: Sequence[int]) -> str:
+        """push(), and of its words those that the guardrail lets pass now."""
+        words = self.push(tokens)
+        if self.guard is None:
+            return words
+        try:
+            return await self.guard.push(words, len(tokens))
+        except PomonaError as error:
+            raise refused(error) from error
+
+    async def finish(self) -> Ending:
+        """end(), after the guardrail's last word. ApiError, too, where the answer could not be judged."""
+        if self.guard is None or (self.refused is None and self.ticket.error is not None):
+            return self.end()
+        if self.refused is not None:
+            words, ending = "", Ending("", (), FILTERED, self.read, self._completion())
+        else:
+            ending = self.end()
+            words = ending.words
+        calls = "\n".join(json.dumps(call.arguments, ensure_ascii=False) for call in ending.calls)
+        try:
+            shown = await self.guard.end(words, calls)
+        except PomonaError as error:
+            raise refused(error) from error
+        self.parts = [self.guard.text]
+        if self.refused is not None:
+            return replace(ending, words=shown, calls=(), finish_reason=FILTERED)
+        return replace(ending, words=shown)
 
     def untold(self) -> Sequence[tuple[int, TokenLogprobs]]:
         """Tokens and their log probabilities that were not sent yet; each once."""
@@ -171,7 +216,7 @@ class Choice:
     def end(self) -> Ending:
         """After the last token. ApiError when there is no answer."""
         completion = self._completion()
-        if completion.finish_reason == "cancelled" and not self.stopped:
+        if completion.finish_reason == "cancelled" and not self.over:
             raise unavailable("the request was cancelled, as the server is shutting down")
         if completion.finish_reason == "deadline":
             raise ApiError(
@@ -232,6 +277,7 @@ async def submitted(state: ServerState, *jobs: Job) -> list[Choice]:
                 choices += _submit(state, job, len(choices))
             else:  # compiling a guide may take its time
                 choices += await asyncio.to_thread(_submit, state, job, len(choices))
+            _guard(state, job, choices[-job.choices :])
     except BaseException:
         cancel_all(choices)
         raise
@@ -242,6 +288,22 @@ def cancel_all(choices: Sequence[Choice]) -> None:
     """What is not finished ends; the others are left as they are."""
     for choice in choices:
         choice.ticket.cancel()
+        if choice.guard is not None:
+            choice.guard.cancel()
+
+
+def _guard(state: ServerState, job: Job, choices: Sequence[Choice]) -> None:
+    """Puts the input's checks into the queue, right behind the prompt: they run in the same step."""
+    if state.shield is None:
+        return
+    if job.logprobs is not None:
+        raise ApiError(400, "'logprobs' would tell what the guardrail holds back.", param="logprobs")
+    try:
+        exchange = state.shield.begin(job.adapter or CHAT, job.said)
+    except PomonaError as error:
+        raise refused(error) from error
+    for choice in choices:
+        choice.guard = AnswerGuard(exchange)
 
 
 def _submit(state: ServerState, job: Job, number: int) -> list[Choice]:
@@ -274,11 +336,11 @@ def _submit(state: ServerState, job: Job, number: int) -> list[Choice]:
 async def read_to_end(choice: Choice) -> Ending:
     """All of an answer for which nobody waits token by token."""
     if choice.needs_watching:
-        while not choice.stopped and (new := await choice.ticket.more(choice.read)):
-            choice.push(new)
-        if choice.stopped:
+        while not choice.over and (new := await choice.ticket.more(choice.read)):
+            await choice.show(new)
+        if choice.over:
             choice.ticket.cancel()
     await choice.ticket.ended()
     if not choice.needs_watching and choice.ticket.completion is not None:
         choice.push(choice.ticket.completion.token_ids)
-    return choice.end()
+    return await choice.finish()

@@ -26,8 +26,9 @@ from pomona.serving.answering import (
     submitted,
 )
 from pomona.serving.chat_request import ChatRequest, FunctionCall
-from pomona.serving.conversation import calls_in, entries_of, output_of, text_of, tools_of
+from pomona.serving.conversation import calls_in, entries_of, output_of, said_in, text_of, tools_of
 from pomona.serving.errors import RESPONSES, ApiError, refused
+from pomona.serving.guarding import guard_fields
 from pomona.serving.logprobs import ChatLogprobs, chat_logprobs
 from pomona.serving.reply import Base, call_json, reply_fields
 from pomona.serving.state import ServerState, state_of
@@ -47,7 +48,7 @@ class ReplyMessage(BaseModel):
 
     role: Literal["assistant"]
     content: str | None
-    refusal: None
+    refusal: str | None
     tool_calls: list[ReplyCall] | None = None
 
 
@@ -55,7 +56,7 @@ class ReplyChoice(BaseModel):
     index: int
     message: ReplyMessage
     logprobs: ChatLogprobs | None
-    finish_reason: Literal["stop", "length", "tool_calls"]
+    finish_reason: Literal["stop", "length", "tool_calls", "content_filter"]
 
 
 class ChatReply(Base):
@@ -83,6 +84,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     reply = reply_fields(state, job, "chatcmpl", "chat.completion", endings)
     pairs = zip(choices, endings, strict=True)
     reply["choices"] = [_choice_json(state, choice, ending) for choice, ending in pairs]
+    reply |= guard_fields([choice.refused for choice in choices if choice.refused])
     return JSONResponse(reply)
 
 
@@ -119,12 +121,14 @@ def job_of(body: ChatRequest, state: ServerState) -> Job:
         calls_in(entries),
         body.includes_usage,
         (body.top_logprobs or 0) if body.logprobs else None,
+        said_in(entries),
     )
 
 
 def _choice_json(state: ServerState, choice: Choice, ending: Ending) -> dict[str, Any]:
     text = choice.text
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+    told = None if choice.refused is None else choice.refused.message
+    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": told}
     if ending.calls:
         message["content"] = text.rstrip("\n") or None
         message["tool_calls"] = [call_json(call) for call in ending.calls]
@@ -147,6 +151,9 @@ class _ChatStream(ChunkStream):
         if ending.calls:
             calls = [{"index": number, **call_json(call)} for number, call in enumerate(ending.calls)]
             yield self._choice(choice, json.dumps({"tool_calls": calls}, separators=COMPACT), "null")
+        if choice.refused is not None:
+            told = json.dumps({"refusal": choice.refused.message}, separators=COMPACT)
+            yield self._choice(choice, told, "null")
         yield self._choice(choice, "{}", f'"{ending.finish_reason}"')
 
     def _choice(self, choice: Choice, delta: str, reason: str) -> str:

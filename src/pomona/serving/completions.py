@@ -26,6 +26,7 @@ from pomona.serving.answering import (
 )
 from pomona.serving.chat_request import CompletionRequest
 from pomona.serving.errors import RESPONSES, ApiError, refused
+from pomona.serving.guarding import guard_fields
 from pomona.serving.logprobs import TextLogprobs, text_logprobs
 from pomona.serving.reply import Base, reply_fields
 from pomona.serving.state import ServerState, state_of
@@ -40,7 +41,7 @@ class TextChoice(BaseModel):
     index: int
     text: str
     logprobs: TextLogprobs | None
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "content_filter"]
 
 
 class CompletionReply(Base):
@@ -67,6 +68,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     reply = reply_fields(state, jobs[0], "cmpl", "text_completion", endings)
     pairs = zip(choices, endings, strict=True)
     reply["choices"] = [_choice_json(state, choice, ending) for choice, ending in pairs]
+    reply |= guard_fields([choice.refused for choice in choices if choice.refused])
     return JSONResponse(reply)
 
 
@@ -91,6 +93,7 @@ def jobs_of(body: CompletionRequest, state: ServerState) -> list[Job]:
                 body.stop_texts,
                 include_usage=body.includes_usage,
                 logprobs=body.logprobs,
+                said=(prompt if isinstance(prompt, str) else state.model.tokenizer.decode(prompt),),
             )
         )
     return jobs

@@ -76,6 +76,11 @@ def entries_of(messages: Sequence[Message]) -> tuple[Entry, ...]:
     return tuple(entries)
 
 
+def said_in(entries: Sequence[Entry]) -> tuple[str, ...]:
+    """The words that come from outside, turn by turn: the user's, and what tools brought."""
+    return tuple(entry.text for entry in entries if isinstance(entry, Prompt | ToolOutput))
+
+
 def calls_in(entries: Sequence[Entry]) -> int:
     """How many calls were made so far: ids go on from there."""
     return sum(len(entry.calls) for entry in entries if isinstance(entry, ToolCalls))

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from pomona.errors import PomonaError, one_line
 from pomona.runtime.adapters import AdapterMemoryFullError, UnknownAdapterError
 from pomona.runtime.ticket import Overloaded
+from pomona.safety.guardrail_policy import Blocked
 
 log = logging.getLogger("pomona.serving")
 
@@ -80,6 +81,8 @@ def refused(error: PomonaError, *, param: str | None = None) -> ApiError:
         seconds = max(1, math.ceil(error.retry_seconds))
         headers = {"Retry-After": str(seconds), "Retry-After-Ms": str(round(1000 * error.retry_seconds))}
         return ApiError(429, message, type="rate_limit_error", code="queue_full", headers=headers)
+    if isinstance(error, Blocked):
+        return ApiError(400, message, param=param, code="content_filter")
     if isinstance(error, AdapterMemoryFullError):
         return ApiError(503, message, type="server_error", code="adapter_memory_full")
     if isinstance(error, UnknownAdapterError):  # forgotten while the request waited for its turn

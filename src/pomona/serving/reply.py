@@ -6,7 +6,7 @@ import json
 import secrets
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict
@@ -38,6 +38,17 @@ class Timings(BaseModel):
     decode_tokens_per_second: float
 
 
+class RefusedBy(BaseModel):
+    """Why the guardrail refused. harm and threshold are null where a phrase of the policy's was found."""
+
+    feature: str
+    side: Literal["input", "output"]
+    category: str
+    message: str
+    harm: float | None
+    threshold: float | None
+
+
 class Base(BaseModel):
     """What every reply of a model begins with."""
 
@@ -51,6 +62,7 @@ class Base(BaseModel):
     timings: Timings
     adapter: str | None
     adapter_version: int | None
+    guardrail: RefusedBy | None = None  # only where a text was refused
 
 
 def usage(job: Job, endings: Sequence[Ending]) -> dict[str, Any]:

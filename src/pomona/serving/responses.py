@@ -16,6 +16,7 @@ from pomona.serving.answering import Choice, Ending, Job, cancel_all, submitted
 from pomona.serving.chat import job_of
 from pomona.serving.errors import RESPONSES, ApiError
 from pomona.serving.event_stream import EventStream, Write, event
+from pomona.serving.guarding import FILTERED, guard_fields
 from pomona.serving.reply import adapter_fields, call_json, note_endings, timings, usage
 from pomona.serving.responses_request import ResponsesRequest, chat_of
 from pomona.serving.state import state_of
@@ -98,14 +99,14 @@ class _Reply:
 
     def ended(self, choice: Choice, ending: Ending) -> dict[str, Any]:
         counts = usage(self._job, [ending])
-        cut = ending.finish_reason == "length"
+        cut = {"length": "max_output_tokens", FILTERED: FILTERED}.get(ending.finish_reason)
         status = "incomplete" if cut else "completed"
         text = choice.text
         output = [self.message(text, status)] if text or not ending.calls else []
         return {
             **self.begun,
             "status": status,
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+            "incomplete_details": {"reason": cut} if cut else None,
             "output": [*output, *(call_item(call) for call in ending.calls)],
             "usage": {
                 "input_tokens": counts["prompt_tokens"],
@@ -116,6 +117,7 @@ class _Reply:
             },
             "timings": timings([ending]),
             **adapter_fields(self._job, [ending]),
+            **guard_fields([choice.refused] if choice.refused else []),
         }
 
     def message(self, text: str | None, status: str) -> dict[str, Any]:
@@ -174,13 +176,13 @@ class _Stream:
     async def _text(self, write: Write) -> Ending:
         choice = self._choice
         while new := await choice.ticket.more(choice.read):
-            if text := choice.push(new):
+            if text := await choice.show(new):
                 await write(self._words(text))
-            if choice.stopped:
+            if choice.over:
                 choice.ticket.cancel()
                 break
         await choice.ticket.ended()
-        ending = choice.end()
+        ending = await choice.finish()
         if ending.words or not (self._open or ending.calls):
             await write(self._words(ending.words))
         return ending

@@ -61,7 +61,11 @@ class ServerSettings(BaseModel):
     )  # a reader of a stream that takes nothing for so long is dropped
     drain_seconds: float = Field(30.0, ge=0.0)  # for running requests, after SIGTERM
 
+    guardrail: str | None = None  # judges inputs and outputs: one of the model's adapters, or a directory
+    guardrail_policy: Path | None = None  # thresholds and phrases, by default the built-in ones
+
     compare_db: Path | None = None  # of the Compare page; by default in the cache directory
+    grading_db: Path | None = None  # of the grading pages; likewise
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")
@@ -74,6 +78,8 @@ class ServerSettings(BaseModel):
                 f"host {self.host} can be reached from other machines: set an API key "
                 f"({API_KEY_VARIABLE}, or api_key in the configuration file), or bind to 127.0.0.1"
             )
+        if self.guardrail_policy is not None and self.guardrail is None:
+            raise ValueError("guardrail_policy: is of no use without guardrail; name one")
         if "*" in self.allowed_origins:
             raise ValueError(
                 "allowed_origins: name each origin, such as https://notes.example; * is not taken"

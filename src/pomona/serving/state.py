@@ -16,7 +16,9 @@ from pomona.errors import PomonaError
 from pomona.models.model_directory import PROVENANCE_FILE
 from pomona.runtime.answer import context_limit
 from pomona.runtime.model import BASE, RECOVERY, Model
+from pomona.safety.screening import Shield
 from pomona.serving.errors import ApiError, unavailable
+from pomona.serving.guarding import make_shield
 from pomona.serving.metrics import Metrics
 from pomona.serving.settings import ServerSettings
 
@@ -29,6 +31,7 @@ class ServerState:
     metrics: Metrics
     started: float = field(default_factory=time.time)  # seconds since 1970
     draining: bool = False
+    shield: Shield | None = None  # the guardrail, where the settings name one
 
     def start(self) -> None:
         """Starts the model's scheduler under the settings and makes ready what requests would wait for."""
@@ -44,6 +47,9 @@ class ServerState:
             assert model.guides is not None and model.dialect is not None
             if (default := self.default_adapter) is not None:
                 model.adapters.acquire(default)
+        if settings.guardrail is not None:
+            self.shield = make_shield(model, settings.guardrail, settings.guardrail_policy)
+            model.shield = self.shield
 
     @property
     def adapter_names(self) -> list[str]:

@@ -10,8 +10,10 @@ from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from pomona.safety.guardrail_policy import Refusal
 from pomona.serving.answering import Choice, Ending, Job, cancel_all, read_to_end
 from pomona.serving.event_stream import DONE, EventStream, Write, unless_gone
+from pomona.serving.guarding import guard_fields
 from pomona.serving.reply import adapter_fields, head_fields, note_endings, timings, usage
 from pomona.serving.state import ServerState
 
@@ -69,28 +71,29 @@ class ChunkStream(ABC):
     async def _one(self, choice: Choice, write: Write) -> Ending:
         more, first = choice.ticket.more, True
         while new := await more(choice.read):
-            if text := choice.push(new):
+            if text := await choice.show(new):
                 await write(self._chunk(self.words(choice, text, first)))
                 first = False
-            if choice.stopped:
+            if choice.over:
                 choice.ticket.cancel()
                 break
         await choice.ticket.ended()
-        ending = choice.end()
+        ending = await choice.finish()
         if ending.words or first:
             await write(self._chunk(self.words(choice, ending.words, first)))
         *others, last = self.ending(choice, ending)
         for one in others:
             await write(self._chunk(one))
-        await write(self._last(last, ending))
+        await write(self._last(last, ending, [choice.refused] if choice.refused else []))
         return ending
 
     def _chunk(self, choice: str) -> bytes:
         return f'{self._head},"choices":[{choice}]{self._end}'.encode()
 
-    def _last(self, choice: str, ending: Ending) -> bytes:
+    def _last(self, choice: str, ending: Ending, refusals: list[Refusal]) -> bytes:
         """The chunk with a choice's finish_reason also tells timings and adapter."""
         extra: dict[str, Any] = {"timings": timings([ending]), **adapter_fields(self.job, [ending])}
+        extra |= guard_fields(refusals)
         more = json.dumps(extra, separators=COMPACT)[1:-1]
         return f'{self._head},"choices":[{choice}],{more}{self._end}'.encode()
 
