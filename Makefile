@@ -109,6 +109,10 @@ bench-adapt: $(VENV)/.test bench-model  ## training a task adapter beside TRL an
 bench-tasks: $(VENV)/.core bench-model  ## the zoo's task adapters on their held-out sets; needs POMONA_DATA
 	$(PY) -m benchmarks.tasks $(ARGS)
 
+.PHONY: bench-pretraining
+bench-pretraining: $(VENV)/.test  ## data pipeline, optimizer, pruning and distillation (an hour); needs POMONA_DATA
+	$(PY) -m benchmarks.pretraining $(ARGS)
+
 .PHONY: bench-posttraining
 bench-posttraining: $(VENV)/.test $(PEER)/.models $(PEER)/bin/llama-server bench-model  ## MDLOO's step, roll-outs against transformers and llama.cpp, a committee
 	$(PY) -m benchmarks.posttraining $(ARGS)
@@ -124,6 +128,10 @@ bench-evaluation: $(VENV)/.test bench-model  ## lm-evaluation-harness on our run
 .PHONY: bench-safety
 bench-safety: $(VENV)/.test bench-model  ## the red team's violation rate, and whether summaries amplify; needs POMONA_DATA
 	$(PY) -m benchmarks.evaluation_safety $(ARGS)
+
+.PHONY: bench-recovery
+bench-recovery: $(VENV)/.core bench-model  ## the report's Table 10: 16 bit, compressed, recovered (an hour); needs POMONA_DATA
+	$(PY) -m benchmarks.evaluation_recovery $(ARGS)
 
 .PHONY: coreml-setup
 coreml-setup: $(COREML)/.installed  ## set up coremltools (and torch, 1.3 GB) in .coreml

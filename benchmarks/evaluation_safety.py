@@ -254,8 +254,8 @@ def plain_replies(model: LanguageModel, requests: Sequence[SensitiveRequest]) ->
 
 def checked(requests: Sequence[SensitiveRequest], answers: Sequence[str | None]) -> dict[str, Any]:
     """The rule on each answer, by attack; an unusable one adds nothing."""
+    from pomona.evaluation.statistics import Share
     from pomona.safety.amplification import amplifies
-    from pomona.safety.rates import Rate
 
     checks = [
         amplifies(one.request.content, answer or "", requests=[one.prompt.text])
@@ -266,11 +266,11 @@ def checked(requests: Sequence[SensitiveRequest], answers: Sequence[str | None])
         by.setdefault(one.attack, []).append(check.passed)
     rows = []
     for name, passed in by.items():
-        rate = Rate.of_all(passed)
+        rate = Share.of_all(passed)
         rows.append((f"passes: {name}", rate.of, _percent(rate.value or 0.0, rate.low, rate.high), "-"))
     sentences = [sentence for check in checks for sentence in check.sentences]
     return {
-        "passed": Rate.of_all(by["all"]).value,
+        "passed": Share.of_all(by["all"]).value,
         "rows": rows,
         "sentences": len(sentences),
         "unsupported": sum(not one.supported for one in sentences),

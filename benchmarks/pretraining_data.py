@@ -430,7 +430,7 @@ def run(options: argparse.Namespace) -> Report:
     return Report("pretraining_data", results, goals, machine)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.pretraining_data", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer documents, one round")
     parser.add_argument("--rounds", type=int, help="of the measurement of speed (default: 3)")
@@ -439,7 +439,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--threads", type=int, default=1, help="the pipeline uses one core whatever this says"
     )
     parser.add_argument("--json", type=Path, help="also write the last line to this file")
-    return run_command(parser, run, argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command(parser(), run, argv)
 
 
 if __name__ == "__main__":

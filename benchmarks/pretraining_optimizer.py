@@ -313,7 +313,7 @@ def notes(trials: Sequence[Trial], scale: Scale, difference: float) -> list[str]
 
 def picture(trials: Sequence[Trial], scale: Scale) -> str:
     """Loss over peak rate as SVG, one line per optimizer and width."""
-    from pomona.pretraining.line_chart import Line, line_chart
+    from pomona.line_chart import Line, line_chart
 
     lines = [
         Line(

@@ -88,18 +88,31 @@ def benchmarks() -> list[Benchmark]:
         Benchmark("evaluation_guardrail", "The guardrail: what it tells apart, and what it costs a request"),
         Benchmark("evaluation_safety", "Red team and summaries: safety before and after compression"),
     ]
+    recovery = Benchmark(
+        "evaluation_recovery", "The report's Table 10: 16 bit, compressed, recovered, in percent of 16 bit"
+    )
     data = Benchmark(
         "pretraining_data", "The data pipeline: what was planted is found; speed beside datatrove's defaults"
     )
     optimizer = Benchmark(
         "pretraining_optimizer", "The report's optimizer and muParam, against AdamW tuned over the same rates"
     )
+    rules = Benchmark(
+        "pretraining",
+        "The optimizer and Soft-Top-K against independent references",
+        ("--only", "rules"),
+    )
+    table6 = Benchmark(
+        "pretraining_table6", "Pruning and distillation: the report's Table 6 in small, at equal cost"
+    )
     mdloo = [
         Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
     runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
-    return [*runtime, *quality, palettize, adapt, tasks, evaluation, *safety, data, optimizer, reward, *mdloo]
+    pretraining = [data, rules, optimizer, table6]
+    measured = [palettize, adapt, tasks, evaluation, recovery, *safety, *pretraining, reward, *mdloo]
+    return [*runtime, *quality, *measured]
 
 
 def run_one(benchmark: Benchmark, quick: bool) -> dict[str, Any] | None:

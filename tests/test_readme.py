@@ -89,6 +89,8 @@ def test_every_command_and_option_has_help(name: str) -> None:
         depth = 1
         while " ".join(words[:depth]) in GROUPS and len(words) > depth:
             depth += 1
+        if words[0] == "eval" and words[1:2] == ["recovery"]:  # in the place of an argument
+            depth = 2
         code, page = help_page(*words[:depth])
         assert code == 0, f"pomona {words[0]} --help: {page}"
         for option in (

@@ -93,7 +93,12 @@ def test_every_command_has_a_page_in_the_documentation(name: str) -> None:
     assert f"pomona {name}" in page.read_text(encoding="utf-8")
 
 
-SHARED_PAGES = {"ipo": "dpo", "prompts": "mdloo", "mixture": "sft_mixture"}  # command of a group -> page
+SHARED_PAGES = {  # command of a group -> page
+    "ipo": "dpo",
+    "prompts": "mdloo",
+    "mixture": "sft_mixture",
+    "recovery": "recovery_table",
+}
 
 
 def test_every_option_stands_on_the_documentation_page_of_its_command() -> None:
@@ -101,8 +106,11 @@ def test_every_option_stands_on_the_documentation_page_of_its_command() -> None:
     docs = Path(__file__).parents[2] / "docs"
     missing = []
     for name in COMMANDS:
-        app = typer.main.get_command(importlib.import_module(COMMANDS[name][0]).app)
-        for command in (app, *getattr(app, "commands", {}).values()):
+        module = importlib.import_module(COMMANDS[name][0])
+        app = typer.main.get_command(module.app)
+        inner = [importlib.import_module(place).app for place in getattr(module, "SUBCOMMANDS", {}).values()]
+        commands = (app, *getattr(app, "commands", {}).values(), *map(typer.main.get_command, inner))
+        for command in commands:
             own = SHARED_PAGES.get(command.name, command.name)
             pages = [docs / f"{name}.md", docs / f"{own}.md"]
             text = "".join(page.read_text(encoding="utf-8") for page in pages if page.is_file())

@@ -69,3 +69,23 @@ def test_a_directory_must_be_named(pomona: Command, model: Path) -> None:
 
 def test_help_shows_examples(pomona: Command) -> None:
     assert "pomona export smollm2-135m-4bit --to hf" in pomona("export", "--help").out
+
+
+def test_a_model_card_and_a_data_statement_come_along(pomona: Command, model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "server"
+    outcome = pomona("export", "tiny", "--out", str(target), "--json")
+    assert outcome.json["cards"] == ["README.md", "DATA.md"]
+    assert (target / "README.md").read_text().startswith("---\nlicense: other\n")
+    assert "| `summarize` |" in (target / "README.md").read_text()
+    assert (target / "DATA.md").read_text().startswith("# Data of tiny")
+
+
+def test_a_result_of_another_model_is_refused(pomona: Command, model: Path, tmp_path: Path) -> None:
+    from pomona.evaluation.results import EvalResult, TaskResult, write_result
+
+    tasks = (TaskResult("ifeval", "prompt_strict", 0, "1", {"1": 1.0}),)
+    path = tmp_path / "result.json"
+    write_result(EvalResult("s", "other", "f", None, None, False, None, "", "d", 1.0, tasks), path)
+    outcome = pomona("export", "tiny", "--out", str(tmp_path / "server"), "--results", str(path))
+    assert outcome.code == 2 and "not of tiny" in outcome.err
+    assert not (tmp_path / "server").exists()

@@ -114,13 +114,19 @@ def test_the_plan_of_the_report(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["report/afm-on-device.yaml", "report/afm-server.yaml", "laptop/afm-nano.yaml"]
+    "name",
+    [
+        *("report/afm-on-device.yaml", "report/afm-server.yaml", "laptop/afm-nano.yaml"),
+        *("report/parent.yaml", "report/pruned-on-device.yaml", "laptop/pruned-nano.yaml"),
+    ],
 )
 def test_every_recipe_can_be_planned(capsys: pytest.CaptureFixture[str], name: str) -> None:
     words = ["pretrain", "plan", "--recipe", str(RECIPES / name), "--devices", "512xB200", "--json"]
     assert main(words) == 0
     found = json.loads(capsys.readouterr().out)
-    assert [stage["name"] for stage in found["stages"]] == ["core", "continued", "lengthening"]
+    assert [stage["name"] for stage in found["stages"]] == [
+        stage.name for stage in load_recipe(RECIPES / name).stages
+    ]
     assert found["days"] > 0 and found["fits"] is True
 
 
@@ -131,3 +137,10 @@ def test_the_line_is_quiet_where_there_is_no_terminal(capsys: pytest.CaptureFixt
     for step in range(1, 50):
         show(stage, Point(step, step, 5.0, None, 1.0, 0.01, 0, None))
     assert len(capsys.readouterr().err.splitlines()) <= 2
+
+
+def test_a_plan_counts_the_width_that_pruning_leaves(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", "plan", "--recipe", str(RECIPES / "report" / "pruned-on-device.yaml"), "--json"]
+    assert main(words) == 0
+    masks, core, *_ = json.loads(capsys.readouterr().out)["stages"]
+    assert masks["flop_per_token"] > 2 * core["flop_per_token"]

@@ -1,9 +1,7 @@
-"""lm-evaluation-harness on our runtime: its figures, results that can be held against each other, resume."""
+"""Suites on our runtime: lm-evaluation-harness and our own tasks, its figures, resume."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,21 +9,13 @@ import pytest
 
 from pomona.data.public_sets import data_folder
 from pomona.errors import PomonaError
-from pomona.evaluation.harness import EvalResult, TaskResult, compare, run_suite, shown, write_result
+from pomona.evaluation.generation_task import GenerationTask, Question, Setting, each
+from pomona.evaluation.harness import RunOptions, run_suite
 from pomona.evaluation.lm_eval_model import Answers, lm_eval_model
-from pomona.evaluation.suites import Suite, SuiteTask
+from pomona.evaluation.suites import Suite, SuiteTask, suite_of
 from pomona.runtime.model import Model
 
 SUITE = Suite("one", "", (SuiteTask("piqa", 1, "acc,none"),))
-
-
-def result(values: dict[str, list[float]], **more: object) -> EvalResult:
-    tasks = tuple(
-        TaskResult(name, "acc,none", 5, "1.0", {str(i): value for i, value in enumerate(items)})
-        for name, items in values.items()
-    )
-    one = EvalResult("core", "m", "f", None, None, False, None, "0.4", "2026-01-01", 1.0, tasks)
-    return replace(one, **more)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -80,14 +70,124 @@ def test_the_chat_template_is_the_models(model: Model) -> None:
 def test_a_suite_runs_and_goes_on_where_it_stopped(model: Model, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
     data = data_folder()
-    first = run_suite(model, SUITE, data=data, work=tmp_path, limit=6)
+    options = RunOptions(limit=6)
+    first = run_suite(model, SUITE, data=data, work=tmp_path, options=options)
     assert len(first.tasks[0].items) == 6 and first.tasks[0].shots == 1
     calls: list[str] = []
     again = run_suite(
-        model, SUITE, data=data, work=tmp_path, limit=6, progress=lambda what, *_: calls.append(what)
+        model, SUITE, data=data, work=tmp_path, options=options, progress=lambda what, *_: calls.append(what)
     )
     assert again.tasks == first.tasks
     assert "score answers" not in calls  # nothing was computed again
+
+
+# --- tasks in which the model writes
+
+
+def counting(data_read: list[int] | None = None) -> GenerationTask:
+    """Whether the model goes on counting; the second metric counts the digits that it writes."""
+
+    def questions(setting: Setting) -> list[Question]:
+        if data_read is not None:
+            data_read.append(1)
+        return [
+            Question(f"from {n}", f"{n}, {n + 1}, {n + 2},", 6, stops=("\n",), expected=str(n + 3))
+            for n in (1, 5, 10)
+        ]
+
+    score = each(
+        lambda question, answer: {
+            "next": (float(answer.split(",")[0].strip() == question.expected), 1.0),
+            "digits": (float(sum(letter.isdigit() for letter in answer)), float(len(answer) or 1)),
+        }
+    )
+    return GenerationTask("counting", "7", 0, ("next", "digits"), questions, score)
+
+
+def test_our_own_tasks_give_a_result_for_every_metric_and_go_on_where_they_stopped(
+    model: Model, tmp_path: Path
+) -> None:
+    suite = Suite("mine", "", (counting(),))
+    first = run_suite(model, suite, data=tmp_path, work=tmp_path / "work")
+    main, digits = first.tasks
+    assert main.items == {"from 1": 1.0, "from 5": 1.0, "from 10": 1.0}
+    assert (main.main, digits.main, main.version) == (True, False, "7")
+    assert set(main.answers) == set(main.items) and not digits.answers
+    assert [name for name, _ in first.rows()] == ["counting", "counting digits"]
+    assert first.average == 1.0 and first.lm_eval == ""
+    calls: list[str] = []
+    fewer = RunOptions(limit=2)
+    again = run_suite(
+        model,
+        suite,
+        data=tmp_path,
+        work=tmp_path / "work",
+        options=fewer,
+        progress=lambda what, *_: calls.append(what),
+    )
+    assert again.tasks[0].items == {"from 1": 1.0, "from 5": 1.0}
+    [store] = (tmp_path / "work").glob("*.answers.jsonl")
+    assert len(store.read_text().splitlines()) == 3  # nothing was asked again
+
+
+def test_an_optional_task_without_data_is_left_out_and_said(model: Model, tmp_path: Path) -> None:
+    absent = GenerationTask(
+        "absent", "1", 0, ("x",), lambda _: [], each(lambda q, a: {}), ("absent.json",), optional=True
+    )
+    suite = Suite("mine", "", (counting(), absent))
+    result = run_suite(model, suite, data=tmp_path, work=tmp_path / "work", options=RunOptions(limit=1))
+    assert result.left_out == ("absent",) and len(result.tasks) == 2
+    with pytest.raises(PomonaError, match="none of its data"):
+        run_suite(model, Suite("mine", "", (absent,)), data=tmp_path, work=tmp_path / "work")
+
+
+def test_answers_that_would_all_be_the_same_are_refused() -> None:
+    with pytest.raises(PomonaError, match="--temperature"):
+        RunOptions(samples=4)
+
+
+def test_the_hub_gives_lm_eval_its_own_names(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a network: what lm-eval is asked for, and that nothing keeps it from asking the hub."""
+    lm_eval = pytest.importorskip("lm_eval")
+    tasks = pytest.importorskip("lm_eval.tasks")
+    asked: dict[str, object] = {}
+
+    def evaluate(**options: object) -> dict[str, object]:
+        asked.update(options)
+        samples = [{"doc_id": 0, "acc": 1.0, "filter": "none"}]
+        return {"samples": {"piqa": samples}, "versions": {"piqa": 1.0}}
+
+    monkeypatch.setattr(lm_eval, "simple_evaluate", evaluate)
+    monkeypatch.setattr(tasks, "TaskManager", lambda include_defaults: include_defaults)
+    result = run_suite(model, SUITE, data=None, work=tmp_path, options=RunOptions(hub=True, limit=1))
+    assert asked["tasks"] == ["piqa"] and asked["task_manager"] is True
+    assert result.source == "hub" and result.tasks[0].items == {"0": 1.0}
+
+
+@pytest.mark.data
+def test_every_suite_of_our_own_reads_its_data(model: Model) -> None:
+    """Counts of the sets as they are published."""
+    from pomona.evaluation.harness import setting_of
+
+    data = data_folder()
+    setting = setting_of(model, data, RunOptions())
+    counts = {
+        task.name: len(task.questions(setting))
+        for name in ("instruct", "code", "tools")
+        for task in suite_of(name).tasks
+        if isinstance(task, GenerationTask) and setting.has(*task.needs)
+    }
+    assert counts == {
+        "ifeval": 541,
+        "humaneval": 164,
+        "bfcl_simple": 400,
+        "bfcl_multiple": 200,
+        "bfcl_parallel": 200,
+        "bfcl_live_simple": 258,
+        "bfcl_irrelevance": 240,
+    }
 
 
 @pytest.mark.slow
@@ -114,60 +214,6 @@ def test_items_are_right_and_wrong_as_with_lm_evals_own_model(smollm2_dir: Path,
             )
     assert len(found[0]) == 120
     assert sum(a == b for a, b in zip(*found, strict=True)) >= 119
-
-
-# --- results
-
-
-def test_subjects_of_mmlu_are_one_row_by_items() -> None:
-    found = result({"piqa": [1, 0], "mmlu_anatomy": [1, 1, 1], "mmlu_virology": [0]})
-    assert found.table() == [("piqa", 0.5), ("mmlu", 0.75)]
-    assert found.average == pytest.approx(0.625)
-
-
-def test_two_results_are_compared_on_the_items_that_both_have() -> None:
-    ours, theirs = result({"piqa": [1.0] * 30 + [0.0]}), result({"piqa": [0.0] * 30})
-    [(row, gain)] = compare(ours, theirs).items()
-    assert (row, gain.value, gain.low, gain.rows) == ("piqa", 1.0, 1.0, 30)
-    with pytest.raises(PomonaError, match="no item in common"):
-        compare(ours, result({"gsm8k": [1.0]}))
-    [line] = shown([(row, gain)], "+")
-    assert line.startswith("piqa  +100.00%") and "30 items" in line
-
-
-def test_other_shots_are_other_items() -> None:
-    ours = result({"piqa": [1.0]})
-    other = replace(ours, tasks=(replace(ours.tasks[0], shots=0),))
-    with pytest.raises(PomonaError, match="no item in common"):
-        compare(ours, other)
-
-
-def test_a_result_is_written_and_read_back(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    write_result(one := result({"piqa": [1.0, 0.0]}, adapter="recovery", limit=2), path)
-    assert EvalResult.read(path) == one
-    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda raw: raw.pop("tasks"),
-        lambda raw: raw.update(tasks=3),
-        lambda raw: raw.update(tasks=[]),
-        lambda raw: raw["tasks"][0].update(items={}),
-        lambda raw: raw["tasks"][0].update(items={"0": "high"}),
-        lambda raw: raw["tasks"][0].pop("metric"),
-        lambda raw: raw.pop("model"),
-    ],
-)
-def test_what_is_no_result_is_refused(tmp_path: Path, change: object) -> None:
-    raw = json.loads(json.dumps(result({"piqa": [1.0]}).to_json()))
-    change(raw)  # type: ignore[operator]
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(raw))
-    with pytest.raises(PomonaError, match=r"result\.json"):
-        EvalResult.read(path)
 
 
 def test_a_model_without_an_end_token_is_refused() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from pomona.errors import PomonaError
-from pomona.evaluation.local_sets import MMLU, SETS, local_tasks
-from pomona.evaluation.suites import SUITES, suite_of
+from pomona.evaluation.local_sets import MATH, MMLU, SETS, local_tasks
+from pomona.evaluation.suites import OWN, SUITES, SuiteTask, suite_of
 
 
 @pytest.fixture
@@ -93,8 +93,44 @@ def test_a_missing_set_and_an_unknown_one_are_said(tmp_path: Path) -> None:
 
 
 def test_every_task_of_a_suite_has_a_local_set() -> None:
-    assert len(MMLU) == 57
+    assert len(MMLU) == 57 and len(MATH) == 7
     for suite in SUITES.values():
-        assert {task.name for task in suite.tasks} <= SETS.keys()
+        names = {task.name for task in suite.tasks if isinstance(task, SuiteTask)}
+        assert names <= SETS.keys()
+        assert {task.name for task in suite.tasks} - names <= OWN.keys()
     with pytest.raises(PomonaError, match="choose of core"):
         suite_of("cor")
+
+
+def test_tasks_of_a_suite_are_chosen_by_how_they_begin() -> None:
+    chosen = suite_of("long").only(["long_niah_single", "long_common_words_1024"])
+    assert [task.name for task in chosen.tasks] == [
+        "long_niah_single_1024",
+        "long_common_words_1024",
+        "long_niah_single_2048",
+        "long_niah_single_4096",
+        "long_niah_single_8192",
+    ]
+    with pytest.raises(PomonaError, match="--task hotpot"):
+        suite_of("long").only(["hotpot"])
+
+
+def test_math_is_read_as_it_is_published(tmp_path: Path) -> None:
+    """One file per problem, in folders by subject; the numbers in their names are in order."""
+    for split in ("train", "test"):
+        folder = tmp_path / "math" / split / "number_theory"
+        folder.mkdir(parents=True)
+        for number in (10, 2):
+            row = {
+                "problem": f"problem {number}",
+                "level": "Level 1",
+                "type": "Number Theory",
+                "solution": r"It is $\boxed{3}$.",
+            }
+            (folder / f"{number}.json").write_text(json.dumps(row))
+    [path] = local_tasks(("hendrycks_math_num_theory",), tmp_path, tmp_path / "out")
+    assert [row["problem"] for row in rows_of(path, "test")] == ["problem 2", "problem 10"]
+    tasks = pytest.importorskip("lm_eval.tasks")
+    loaded = tasks.TaskManager(include_defaults=False).load([path])["tasks"]["hendrycks_math_num_theory"]
+    [first, _] = list(loaded.test_docs())
+    assert first["answer"] == "3"

@@ -10,7 +10,6 @@ import pytest
 
 from pomona.errors import PomonaError
 from pomona.pretraining.curve import COLUMNS, Curve, Point, read_curve
-from pomona.pretraining.line_chart import Line, line_chart
 from pomona.pretraining.pretrain import draw_curve
 
 
@@ -68,17 +67,3 @@ def test_the_picture_is_sound_and_has_both_lines(tmp_path: Path) -> None:
     root = ET.fromstring(draw_curve("a < b", tmp_path).read_text(encoding="utf-8"))
     lines = root.findall("{http://www.w3.org/2000/svg}polyline")
     assert [len(line.attrib["points"].split()) for line in lines] == [39, 3]
-
-
-def test_points_of_a_picture_lie_where_they_belong() -> None:
-    picture = line_chart("t", "x", "y", [Line("a", ((1.0, 1.0), (10.0, 2.0), (100.0, 3.0)))], log_x=True)
-    places = ET.fromstring(picture).find("{http://www.w3.org/2000/svg}polyline")
-    assert places is not None
-    (x1, y1), (x2, y2), (x3, y3) = (map(float, p.split(",")) for p in places.attrib["points"].split())
-    assert x2 - x1 == pytest.approx(x3 - x2, abs=0.2) and y1 - y2 == pytest.approx(y2 - y3, abs=0.2)
-    assert x1 < x2 and y1 > y2
-
-
-def test_a_picture_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="no points"):
-        line_chart("t", "x", "y", [Line("a", ((1.0, float("nan")),))])

@@ -118,3 +118,26 @@ def test_one_process_goes_on_where_two_were_killed(tmp_path: Path) -> None:
     finish(command(recipe, out, "--resume"))
     for one, two in zip(timeless(tmp_path / "one", "core"), timeless(out, "core"), strict=True):
         assert two["loss"] == pytest.approx(one["loss"], abs=2e-4)
+
+
+def test_two_processes_share_masks_and_teacher(tmp_path: Path) -> None:
+    """Scores are sharded by layers, the teacher's windows by process; the student is narrower in between."""
+    parent = write_recipe(tmp_path / "parent", settings(tokens=8 * 32 * 24, evaluate_every=12, save_every=12))
+    finish(command(parent, tmp_path / "runs" / "parent"))
+    values = settings(tokens=8 * 32 * 12, evaluate_every=6, save_every=6, micro_batch=2)
+    masks = values["stages"][0] | {"name": "masks", "prune": {"intermediate_size": 48}}
+    teacher = {"teacher": "../runs/parent/model", "batch": 3}
+    values["stages"] = [masks, values["stages"][0] | {"distill": teacher}]
+    values |= {"start": "../runs/parent/model", "tokenizer": {"path": "../runs/parent/model"}}
+    recipe = write_recipe(tmp_path / "recipe", values)
+    finish(command(recipe, tmp_path / "one"))
+    finish(torchrun(2, command(recipe, tmp_path / "two")))
+    for stage in ("masks", "core"):
+        for one, two in zip(
+            timeless(tmp_path / "one", stage), timeless(tmp_path / "two", stage), strict=True
+        ):
+            assert two["loss"] == pytest.approx(one["loss"], abs=1e-2)
+    ids = [(tmp_path / run / "teacher" / "text-32" / "ids.bin").read_bytes() for run in ("one", "two")]
+    assert len(ids[0]) == len(ids[1])
+    same = np.frombuffer(ids[0], np.uint16) == np.frombuffer(ids[1], np.uint16)
+    assert same.mean() > 0.99

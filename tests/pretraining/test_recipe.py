@@ -45,6 +45,32 @@ def test_the_report_recipes_have_the_reports_numbers(path: Path) -> None:
     assert (o.drop_norm, o.muparam_base_width) == (100.0, 768)
 
 
+def test_the_pruned_recipe_has_what_the_report_says_of_it() -> None:
+    """Section 3.4: a parent of 6.4 B that differs in the FFN alone, 188 B tokens for the masks, 0.9."""
+    from dataclasses import replace
+
+    parent = load_recipe(RECIPES / "report" / "parent.yaml").model.config()
+    child = load_recipe(RECIPES / "report" / "pruned-on-device.yaml")
+    assert parent.embedding_parameters + parent.non_embedding_parameters == pytest.approx(6.4e9, rel=0.005)
+    assert child.config(child.stages[0]).intermediate_size == parent.intermediate_size
+    plain = load_recipe(RECIPES / "report" / "afm-on-device.yaml")
+    last, theirs = (one.result(one.stages[-1]) for one in (child, plain))
+    assert last == theirs and replace(last, intermediate_size=parent.intermediate_size) != theirs
+    masks, core, *later = child.stages
+    assert masks.tokens == 188_000_000_000 and masks.mixture == core.mixture
+    assert core.distill is not None and core.distill.weight == 0.9
+    assert all(stage.distill is None for stage in later)
+    assert [stage.model_dump() for stage in later] == [stage.model_dump() for stage in plain.stages[1:]]
+
+
+def test_the_laptop_recipe_of_pruning_begins_where_the_other_ends() -> None:
+    nano, pruned = (load_recipe(RECIPES / "laptop" / f"{name}.yaml") for name in ("afm-nano", "pruned-nano"))
+    assert pruned.model == nano.model and pruned.data == nano.data
+    assert pruned.stages[0].rope_theta == nano.stages[-1].rope_theta
+    assert pruned.start is not None
+    assert pruned.place(pruned.start) == RECIPES / "laptop" / "../../runs/nano/model"
+
+
 def test_the_server_makes_the_reports_steps() -> None:
     core = load_recipe(RECIPES / "report" / "afm-server.yaml").stages[0]
     assert core.batch == 4096
@@ -86,6 +112,12 @@ def _changed(path: str, value: Any) -> dict[str, Any]:
         ("stages.0.name", "../core", "pattern"),
         ("optimizer.betas", [0.9, 1.0], "less than 1"),
         ("precision", "float16", "float32"),
+        ("stages.0.prune", {"intermediate_size": 128}, "not below the 128 channels"),
+        ("stages.0.prune", {"intermediate_size": 64, "temperature": [0.1, 0.2]}, "not above the first"),
+        ("stages.0.prune", {"intermediate_size": 64, "ratio": 0.5}, "no recipe has this key"),
+        ("stages.0.distill", {"weight": 0.9}, "teacher: Field required"),
+        ("stages.0.distill", {"teacher": "x", "weight": 1.5}, "less than or equal to 1"),
+        ("stages.0.distill", {"teacher": "x", "students": 2}, "no recipe has this key"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, path: str, value: Any, said: str) -> None:
@@ -142,3 +174,39 @@ def test_identity_is_of_what_changes_numbers() -> None:
 def test_steps_are_rounded_up() -> None:
     stage = recipe_of(settings(tokens=8 * 32 * 12 + 1)).stages[0]
     assert (stage.steps, stage.tokens_per_step) == (13, 256)
+
+
+def test_pruning_narrows_the_stages_after_it() -> None:
+    values = settings(prune={"intermediate_size": 64})
+    first = values["stages"][0]
+    values["stages"] += [first | {"name": "more", "prune": {"intermediate_size": 32}}]
+    values["stages"] += [first | {"name": "after", "prune": None}]
+    recipe = recipe_of(values)
+    assert [recipe.config(stage).intermediate_size for stage in recipe.stages] == [128, 64, 32]
+    assert [recipe.result(stage).intermediate_size for stage in recipe.stages] == [64, 32, 32]
+
+
+def test_masks_and_a_teacher_are_two_stages_and_masks_are_not_compiled() -> None:
+    prune, distill = {"intermediate_size": 64}, {"teacher": "x"}
+    with pytest.raises(ValueError, match="two stages"):
+        recipe_of(settings(prune=prune, distill=distill))
+    with pytest.raises(ValueError, match=r"torch\.compile"):
+        recipe_of(settings(prune=prune) | {"compile": True})
+
+
+def test_where_tokens_are_kept_is_no_part_of_the_identity() -> None:
+    one, other, third = (
+        recipe_of(settings(distill={"teacher": "x"} | more))
+        for more in ({}, {"cache": "y", "batch": 3}, {"weight": 0.5})
+    )
+    assert one.fingerprint() == other.fingerprint() != third.fingerprint()
+
+
+def test_a_recipe_without_the_newer_keys_goes_on_with_an_older_run() -> None:
+    new = recipe_of(settings()).identity()
+    old = {key: value for key, value in new.items() if key != "start"}
+    old["stages"] = [
+        {key: value for key, value in stage.items() if key not in ("prune", "distill")}
+        for stage in new["stages"]
+    ]
+    assert difference(old, new) is None

@@ -1,4 +1,4 @@
-"""Rates: Wilson against SciPy, Rogan and Gladen against arithmetic, and intervals that cover."""
+"""Rates: Rogan and Gladen against arithmetic, and intervals that cover."""
 
 from __future__ import annotations
 
@@ -7,26 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pomona.safety.rates import JudgeError, Rate
-
-
-@pytest.mark.parametrize(("count", "of"), [(0, 10), (1, 10), (5, 7), (30, 30), (117, 400)])
-def test_wilson_is_scipys(count: int, of: int) -> None:
-    stats = pytest.importorskip("scipy.stats")
-    theirs = stats.binomtest(count, of).proportion_ci(method="wilson")
-    ours = Rate.wilson(count, of)
-    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
-
-
-def test_nothing_counted_says_nothing() -> None:
-    assert Rate.of_all([]) == Rate(0, 0, 0.0, 1.0) and Rate.of_all([]).value is None
+from pomona.evaluation.statistics import Share
+from pomona.safety.rates import JudgeError
 
 
 def test_a_perfect_judge_corrects_nothing() -> None:
     found = JudgeError(10**7, 10**7, 10**7, 10**7).corrected(30, 120)
     assert found is not None and found.value == 0.25
     assert (found.low, found.high) == pytest.approx(
-        (Rate.wilson(30, 120).low, Rate.wilson(30, 120).high), abs=0.01
+        (Share.wilson(30, 120).low, Share.wilson(30, 120).high), abs=0.01
     )
 
 

@@ -100,8 +100,9 @@ def site_dir(smollm2_4bit_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def site(site_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A server for the pages."""
-    compare_db = tmp_path_factory.mktemp("compare") / "compare.db"
-    with loaded(site_dir) as model, serving(model, compare_db=compare_db) as running:
+    folder = tmp_path_factory.mktemp("stores")
+    stores = {"compare_db": folder / "compare.db", "grading_db": folder / "grading.db"}
+    with loaded(site_dir) as model, serving(model, **stores) as running:
         yield running
 
 

@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from starlette.testclient import TestClient
 from tiny_model import tiny_model
 
 from pomona.errors import PomonaError
 from pomona.runtime.model import Model
 from pomona.serving.app import create_app
-from pomona.serving.compare_store import Answer, CompareStore, Share
+from pomona.serving.compare_store import Answer, CompareStore
 from pomona.serving.settings import ServerSettings
 
 WARM = {"temperature": 1.0, "max_tokens": 12, "seed": 7}
@@ -218,27 +216,3 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path) -> None:
         with pytest.raises(PomonaError, match="compare_db"):
             CompareStore(path).new_session("n", "m", {}, {})
         assert path.read_bytes() == before
-
-
-@pytest.mark.parametrize(
-    ("count", "of", "low", "high"),
-    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3.
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_the_interval_is_wilsons(count: int, of: int, low: float, high: float) -> None:
-    share = Share.wilson(count, of)
-    assert (share.low, share.high) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(1, 400).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
-def test_the_interval_is_symmetric_and_holds_the_value(case: tuple[int, int]) -> None:
-    count, of = case
-    share, other = Share.wilson(count, of), Share.wilson(of - count, of)
-    assert share.value is not None and 0.0 <= share.low <= share.value <= share.high <= 1.0
-    assert share.low == pytest.approx(1 - other.high, abs=1e-12)
-
-
-def test_no_votes_say_nothing() -> None:
-    share = Share.wilson(0, 0)
-    assert (share.value, share.low, share.high) == (None, 0.0, 1.0)

@@ -115,7 +115,7 @@ def test_markup_cannot_be_assigned_even_by_our_own_code(visit: Open, site: Runni
 def test_the_key_is_asked_for_and_kept_in_this_tab(visit: Open, site_dir: Path, tmp_path: Path) -> None:
     with (
         loaded(site_dir) as own,
-        serving(own, api_key=KEY, compare_db=tmp_path / "c.db") as running,
+        serving(own, api_key=KEY, compare_db=tmp_path / "c.db", grading_db=tmp_path / "g.db") as running,
     ):
         page = visit(f"{running.url}/chat", expected="401")
         page.get_by_role("dialog").wait_for()
@@ -220,11 +220,15 @@ def test_pictures_of_the_pages(visit: Open, site_dir: Path, tmp_path: Path) -> N
     # A mix of widths shows more of Compression than a model of one width.
     usual = str(site_dir)
     mixed = os.environ.get("POMONA_SCREENSHOTS_MIX", usual)
-    shown = [(path, "light", usual) for path in ("/write", "/chat", "/adapters", "/compare")]
+    shown = [(path, "light", usual) for path in ("/write", "/chat", "/adapters", "/compare", "/grade")]
+    shown.append(("/gradings", "light", usual))
     made = []
     for path, scheme, name in [*shown, ("/chat", "dark", usual), ("/compression", "light", mixed)]:
-        height = {"/compression": 820, "/compare": 1080}.get(path, 760)
-        with Model.load(name, threads=1) as model, serving(model, compare_db=tmp_path / "c.db") as running:
+        height = {"/compression": 820, "/compare": 1080, "/grade": 1150, "/gradings": 1000}.get(path, 760)
+        with (
+            Model.load(name, threads=1) as model,
+            serving(model, compare_db=tmp_path / "c.db", grading_db=tmp_path / "g.db") as running,
+        ):
             page = visit(running.url + path, color_scheme=scheme, viewport={"width": 960, "height": height})
             page.locator("#served", has_text="smollm2").wait_for()
             fill_for_show(page, path)
@@ -233,5 +237,5 @@ def test_pictures_of_the_pages(visit: Open, site_dir: Path, tmp_path: Path) -> N
             page.screenshot(path=picture)
             page.close()
         made.append(picture)
-    assert len(made) == 6
-    assert all(5_000 < picture.stat().st_size < 120_000 for picture in made)
+    assert len(made) == 8
+    assert all(5_000 < picture.stat().st_size < 150_000 for picture in made)

@@ -32,7 +32,7 @@ slow = pytest.mark.slow
 def test_every_page_opens_without_a_complaint(visit: Open, tmp_path: Path) -> None:
     with (
         loaded(tiny_model(tmp_path)) as tiny,
-        serving(tiny, compare_db=tmp_path / "c.db") as running,
+        serving(tiny, compare_db=tmp_path / "c.db", grading_db=tmp_path / "g.db") as running,
     ):
         for path in PAGES:
             # A random model was not compressed by us: its page says so, and the console notes the 404.
@@ -244,7 +244,9 @@ def test_adapters_are_pinned_replaced_unloaded_and_loaded_live(
     shutil.copytree(site_dir / "adapters" / "recovery", tmp_path / "store" / "other")
     with (
         loaded(site_dir) as own,
-        serving(own, adapter_store=tmp_path / "store", compare_db=tmp_path / "c.db") as running,
+        serving(
+            own, adapter_store=tmp_path / "store", compare_db=tmp_path / "c.db", grading_db=tmp_path / "g.db"
+        ) as running,
     ):
         page = visit(f"{running.url}/adapters")
         page.get_by_role("button", name="Pin recovery").click()

@@ -11,7 +11,7 @@ model ids that `pomona serve` has, so that a client changes nothing but the addr
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +45,14 @@ def export_model(
     names: Sequence[str] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> ExportedModel:
     """Write `model` in bf16 to `target`, and its adapters to `target`/adapters.
 
     names: the adapters to take, all by default. `recovery`, where there is one, always comes along: without
     it the compressed model would be another one. The records of the copies name the written model as their
-    base, so that pomona loads the directory too.
+    base, so that pomona loads the directory too. finish: may add files to the directory, whose path it gets,
+    before it is whole; what it raises stops the export.
 
     Raises PomonaError, and leaves no half of it: no sound model, no such adapter, one that the runtime
     would refuse, target exists, disk full.
@@ -73,6 +75,8 @@ def export_model(
             folder = writer.path / ADAPTERS_FOLDER / name
             folder.mkdir(parents=True)
             write_directory(folder, model, directory, written)
+        if finish is not None:
+            finish(writer.path)
     return ExportedModel(writer.target, model.resolve().name, ranks)
 
 

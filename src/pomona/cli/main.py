@@ -54,8 +54,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "eval": (
         "pomona.cli.eval",
-        "Evaluate a model on tasks of lm-evaluation-harness, and compare two results.",
+        "Evaluate a model on suites of tasks, compare two results, say what recovery gives back.",
     ),
+    "judge": ("pomona.cli.judge", "Judge answers by a model at an endpoint, in pairs or by ratings."),
     "perplexity": ("pomona.cli.perplexity", "Measure the perplexity of a text under a model."),
     "safety": ("pomona.cli.safety", "Guardrails, red team, review queue, safety data, memorisation."),
 }
@@ -113,13 +114,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(arguments: list[str]) -> int:
     if arguments and arguments[0] in COMMANDS:
-        name = arguments[0]
+        name, *words = arguments
+        title = f"pomona {name}"
         module = importlib.import_module(COMMANDS[name][0])
+        inner: dict[str, str] = getattr(module, "SUBCOMMANDS", {})  # commands in the place of an argument
+        if words and words[0] in inner:
+            name, *words = words
+            title = f"{title} {name}"
+            module = importlib.import_module(inner[name])
         command = getattr(module, name)
-        if (quick := quick_arguments(command, arguments[1:])) is not None:
+        if (quick := quick_arguments(command, words)) is not None:
             command(**quick)
             return 0
-        result = module.app(arguments[1:], prog_name=f"pomona {name}", standalone_mode=False)
+        result = module.app(words, prog_name=title, standalone_mode=False)
         if result == EXIT_INTERRUPTED:  # how Typer reports Ctrl-C
             raise KeyboardInterrupt
         return result if isinstance(result, int) else 0

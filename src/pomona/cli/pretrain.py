@@ -174,6 +174,7 @@ def plan(
                 one.tokens_per_step,
                 one.save_every,
                 one.micro_batch or -(-one.batch // where.count),
+                settings.config(one).intermediate_size,
             )
             for one in settings.stages
         )

@@ -221,6 +221,16 @@ class PackedWriter:
         self._parts, self._ends = [], []
 
 
+def packed_sha256(folder: Path) -> str:
+    """The sum that says which packed tokens these are: of the index, which holds the sums of all files."""
+    try:
+        return hashlib.sha256((folder / INDEX).read_bytes()).hexdigest()
+    except OSError as error:
+        raise PomonaError(
+            f"{folder / INDEX}: cannot be read ({error.strerror}); pack the documents"
+        ) from error
+
+
 def _tokens_file(shard: int) -> str:
     return f"tokens-{shard:05d}.bin"
 

@@ -26,10 +26,12 @@ from typing import Any, Literal
 import numpy as np
 
 from pomona.errors import PomonaError
+from pomona.evaluation.generation_task import GenerationTask, Question, Score, Setting
 from pomona.posttraining.checks import run_check, validate
 
 MAX_BYTES = 64 << 20
 RESAMPLES = 10_000
+NEW_TOKENS = 1280  # of an answer, as lm-evaluation-harness gives it
 Measure = Literal["prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"]
 MEASURES: tuple[Measure, ...] = ("prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose")
 
@@ -157,18 +159,25 @@ def read_cases(path: Path | str) -> list[Case]:
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
-            names, arguments = row["instruction_id_list"], row["kwargs"]
-            found = tuple(_instruction(name, given) for name, given in zip(names, arguments, strict=True))
-            if not isinstance(row["prompt"], str) or not found:
-                raise ValueError("no prompt or no instruction")
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise PomonaError(f"{path}: line {number} is no case ({error!r}); get the file again") from error
-        except PomonaError as error:
-            raise PomonaError(f"{path}: line {number}: {error}") from error
-        cases.append(Case(str(row["key"]), row["prompt"], found))
+        cases.append(_case(row, f"{path}: line {number}"))
     if not cases:
         raise PomonaError(f"{path}: holds no cases; get IFEval's input_data.jsonl")
     return cases
+
+
+def _case(row: Any, source: str) -> Case:
+    try:
+        names, arguments = row["instruction_id_list"], row["kwargs"]
+        found = tuple(_instruction(name, given) for name, given in zip(names, arguments, strict=True))
+        if not isinstance(row["prompt"], str) or not found:
+            raise ValueError("no prompt or no instruction")
+        return Case(str(row["key"]), row["prompt"], found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise PomonaError(f"{source} is no case ({error!r}); get the file again") from error
+    except PomonaError as error:
+        raise PomonaError(f"{source}: {error}") from error
 
 
 def _instruction(name: str, given: Mapping[str, Any]) -> Instruction:
@@ -212,3 +221,32 @@ def loose_variants(answer: str) -> list[str]:
     lines = answer.split("\n")
     plain = [answer, *("\n".join(part).strip() for part in (lines[1:], lines[:-1], lines[1:-1]))]
     return list(dict.fromkeys([*plain, *(re.sub(r"\*", "", text) for text in plain)]))
+
+
+def _questions(setting: Setting) -> list[Question]:
+    rows = setting.rows("ifeval/input_data.jsonl", ("google/IFEval", None, "train"))
+    cases = [_case(row, f"IFEval: item {number}") for number, row in enumerate(rows, 1)]
+    return [
+        Question(case.key, ({"role": "user", "content": case.prompt},), NEW_TOKENS, expected=case)
+        for case in cases
+    ]
+
+
+def _scores(questions: Sequence[Question], answers: Sequence[Sequence[str]]) -> list[dict[str, Score]]:
+    """Per prompt: whether all of its instructions are followed, and how many of how many."""
+    result = evaluate([one.expected for one in questions], [first for first, *_ in answers])
+    found = []
+    for strict, loose in zip(result.strict, result.loose, strict=True):
+        count = float(len(strict))
+        found.append(
+            {
+                "prompt_strict": (float(all(strict)), 1.0),
+                "instruction_strict": (float(sum(strict)), count),
+                "prompt_loose": (float(all(loose)), 1.0),
+                "instruction_loose": (float(sum(loose)), count),
+            }
+        )
+    return found
+
+
+IFEVAL = GenerationTask("ifeval", "1", 0, MEASURES, _questions, _scores)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pomona.errors import PomonaError
+from pomona.evaluation.answers import written
 from pomona.evaluation.continuations import Continuations, fit
 from pomona.runtime.model import Model
 from pomona.runtime.sampling import Sampling
@@ -153,26 +154,13 @@ class Answers:
         async def one(request: Request, stops: list[str]) -> str:
             nonlocal done
             async with gate:
-                text = await self._text(request, stops)
+                text = await written(self._model, request, stops)
             done += 1
             if told is not None:
                 told(done, len(prepared))
             return text
 
         return await asyncio.gather(*(one(request, stops) for request, stops in prepared))
-
-    async def _text(self, request: Request, stops: Sequence[str]) -> str:
-        decoder = self._model.tokenizer.stream(skip_special_tokens=True)
-        text = ""
-        with self._model.scheduler.submit(request) as ticket:  # cancels what would follow a stop sequence
-            async for token in ticket:
-                text += decoder.push(token)
-                if any(stop in text for stop in stops):
-                    break
-            else:
-                text += decoder.flush()
-        ends = [text.index(stop) for stop in stops if stop in text]
-        return text[: min(ends)] if ends else text
 
     def _read(self, prompt: str, options: dict[str, Any]) -> tuple[Request, list[str]]:
         from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs

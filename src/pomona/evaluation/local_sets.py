@@ -103,17 +103,58 @@ sociology us_foreign_policy virology world_religions
 """
 MMLU = tuple(f"mmlu_{subject}" for subject in _SUBJECTS.split())
 
-SETS: dict[str, LocalSet] = {
-    "piqa": LocalSet("piqa/piqa.yaml", {"validation": _piqa}),
-    "arc_challenge": LocalSet("arc/arc_challenge.yaml", {"test": _arc_challenge}),
-    "gsm8k": LocalSet("gsm8k/gsm8k.yaml", {"train": _gsm8k("train"), "test": _gsm8k("test")}),
-} | {
-    name: LocalSet(
-        f"mmlu/default/{name}.yaml",
-        {split: _mmlu(name.removeprefix("mmlu_"), split) for split in ("dev", "test")},
-    )
-    for name in MMLU
+# lm-eval's name of a subject of MATH -> its folder in the set as Hendrycks et al. publish it.
+_MATH = {
+    "algebra": "algebra",
+    "counting_and_prob": "counting_and_probability",
+    "geometry": "geometry",
+    "intermediate_algebra": "intermediate_algebra",
+    "num_theory": "number_theory",
+    "prealgebra": "prealgebra",
+    "precalc": "precalculus",
 }
+MATH = tuple(f"hendrycks_math_{subject}" for subject in _MATH)
+
+
+def _math(subject: str, split: str) -> Callable[[Path], Rows]:
+    def rows(folder: Path) -> Rows:
+        place = folder / "math" / split / _MATH[subject]
+        for path in sorted(place.glob("*.json"), key=lambda path: (len(path.name), path.name)):
+            row = parse_json_object(read(path).encode(), str(path))
+            yield {key: _text(row, key) for key in ("problem", "level", "type", "solution")}
+
+    return rows
+
+
+SETS: dict[str, LocalSet] = (
+    {
+        "piqa": LocalSet("piqa/piqa.yaml", {"validation": _piqa}),
+        "arc_challenge": LocalSet("arc/arc_challenge.yaml", {"test": _arc_challenge}),
+        "gsm8k": LocalSet("gsm8k/gsm8k.yaml", {"train": _gsm8k("train"), "test": _gsm8k("test")}),
+    }
+    | {
+        name: LocalSet(
+            f"mmlu/default/{name}.yaml",
+            {split: _mmlu(name.removeprefix("mmlu_"), split) for split in ("dev", "test")},
+        )
+        for name in MMLU
+    }
+    | {
+        name: LocalSet(
+            f"hendrycks_math/{name}.yaml",
+            {split: _math(name.removeprefix("hendrycks_math_"), split) for split in ("train", "test")},
+        )
+        for name in MATH
+    }
+)
+
+
+def files_of(name: str) -> tuple[str, ...]:
+    """What a set that may be missing consists of, below the data folder."""
+    if name not in MATH:
+        return ()
+    folder = _MATH[name.removeprefix("hendrycks_math_")]
+    return tuple(f"math/{split}/{folder}" for split in ("train", "test"))
 
 
 def local_tasks(names: tuple[str, ...], data: Path, folder: Path) -> list[str]:
@@ -123,8 +164,8 @@ def local_tasks(names: tuple[str, ...], data: Path, folder: Path) -> list[str]:
     """
     if unknown := [name for name in names if name not in SETS]:
         raise PomonaError(
-            f"{', '.join(unknown)}: no local set; there are piqa, arc_challenge, gsm8k and mmlu_SUBJECT. "
-            "Others come from the hub: give them with --hub"
+            f"{', '.join(unknown)}: no local set; there are piqa, arc_challenge, gsm8k, mmlu_SUBJECT and "
+            "hendrycks_math_SUBJECT. Others come from the hub: give them with --hub"
         )
     return [str(_write(name, SETS[name], data, folder)) for name in names]
 

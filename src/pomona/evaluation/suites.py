@@ -1,35 +1,63 @@
-"""Suites: sets of lm-eval's tasks with their numbers of worked examples, as the AFM report gives them.
+"""Suites: sets of tasks with their numbers of worked examples, as the AFM report gives them (section 7).
 
-Section 7 of the report names CoreEN (nine tasks), MMLU (5 shots) and GSM8K; of
-these `core` has what lies in the data folder: ARC-Challenge (25 shots), PIQA (0), MMLU. Worked examples of
+`core`, `quick` and `math` are lm-eval's tasks. Section 7 names CoreEN (nine tasks), MMLU (5 shots) and GSM8K;
+of these `core` has what lies in the data folder: ARC-Challenge (25 shots), PIQA (0), MMLU. Worked examples of
 ARC-Challenge come out of its test set here, where the train set is not at hand; lm-eval leaves the question
-itself out. Counts of shots that the report does not give are those of the Open LLM Leaderboard.
+itself out. Counts of shots that the report does not give are those of the Open LLM Leaderboard. `instruct`,
+`code`, `tools` and `long` are our own tasks, in which the model writes (generation_task.py).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from pomona.errors import PomonaError
-from pomona.evaluation.local_sets import MMLU
+from pomona.evaluation.bfcl import BFCL
+from pomona.evaluation.generation_task import GenerationTask
+from pomona.evaluation.gsm8k import GSM8K
+from pomona.evaluation.humaneval import HUMANEVAL
+from pomona.evaluation.ifeval import IFEVAL
+from pomona.evaluation.local_sets import MATH, MMLU, files_of
+from pomona.evaluation.long_context import LONG
+from pomona.evaluation.qmsum import QMSUM
 
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """metric: the one that counts, by lm-eval's name. generates: the model writes the answer."""
+    """A task of lm-eval. metric: the one that counts, by lm-eval's name; also: further ones. generates: the
+    model writes the answer. optional: left out where its files (needs) are missing."""
 
     name: str
     shots: int
     metric: str
     generates: bool = False
+    also: tuple[str, ...] = ()
+    optional: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Files or folders below the data folder."""
+        return files_of(self.name)
 
 
 @dataclass(frozen=True)
 class Suite:
     name: str
     about: str
-    tasks: tuple[SuiteTask, ...]
+    tasks: tuple[SuiteTask | GenerationTask, ...]
 
+    def only(self, names: Sequence[str]) -> Suite:
+        """The tasks whose names begin with one of these. PomonaError for a beginning of none."""
+        for name in names:
+            if not any(task.name.startswith(name) for task in self.tasks):
+                there = ", ".join(task.name for task in self.tasks[:24])
+                raise PomonaError(f"--task {name}: the suite {self.name} has no such task (there: {there})")
+        return replace(self, tasks=tuple(task for task in self.tasks if task.name.startswith(tuple(names))))
+
+
+# Our own tasks by their names, for the recovery table.
+OWN = {task.name: task for task in (IFEVAL, QMSUM, GSM8K, HUMANEVAL, *BFCL, *LONG)}
 
 SUITES = {
     suite.name: suite
@@ -55,9 +83,18 @@ SUITES = {
                 ),
             ),
         ),
+        Suite("instruct", "IFEval: 541 prompts with instructions that a program can check", (IFEVAL,)),
         Suite(
-            "math", "GSM8K, 8 worked examples", (SuiteTask("gsm8k", 8, "exact_match,flexible-extract", True),)
+            "math",
+            "GSM8K, 8 worked examples; MATH, 4, where it is given",
+            (
+                SuiteTask("gsm8k", 8, "exact_match,flexible-extract", True, ("exact_match,strict-match",)),
+                *(SuiteTask(name, 4, "exact_match,none", True, optional=True) for name in MATH),
+            ),
         ),
+        Suite("code", "HumanEval: 164 Python functions, run in the sandbox; pass@k", (HUMANEVAL,)),
+        Suite("tools", "BFCL's single-turn categories, judged by the syntax tree of the calls", BFCL),
+        Suite("long", "needles, variables and common words in 1,024 to 8,192 tokens", LONG),
     )
 }
 

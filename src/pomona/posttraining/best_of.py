@@ -17,7 +17,7 @@ import numpy as np
 
 from pomona.adapters.data import BadRowError, Message, parse_line, parse_messages, read_lines
 from pomona.errors import PomonaError
-from pomona.posttraining.chart import Curve, svg
+from pomona.line_chart import Line, line_chart
 from pomona.posttraining.reward_model import RewardModel
 from pomona.posttraining.reward_report import best_of_n
 
@@ -50,11 +50,16 @@ class BestOfCurve:
 
     def plot(self, title: str) -> str:
         """SVG: the reward of the pick, and its gold where it is known."""
-        curves = [Curve("reward", tuple((n, r, f"{p} prompts") for n, r, _, p in self.points))]
-        gold = tuple((float(n), g, f"{p} prompts") for n, _, g, p in self.points if g is not None)
+        lines = [_line("reward", [(n, reward, prompts) for n, reward, _, prompts in self.points])]
+        gold = [(n, gold, prompts) for n, _, gold, prompts in self.points if gold is not None]
         if gold:
-            curves.append(Curve("gold", gold))
-        return svg(title, "responses that the pick is made of", "mean of the picks", curves)
+            lines.append(_line("gold", gold))
+        return line_chart(title, "responses that the pick is made of", "mean of the picks", lines)
+
+
+def _line(name: str, points: Sequence[tuple[int, float, int]]) -> Line:
+    places = tuple((float(n), value) for n, value, _ in points)
+    return Line(name, places, dots=True, hints=tuple(f"{prompts} prompts" for _, _, prompts in points))
 
 
 def curve_of(rows: Sequence[Candidates], rewards: Sequence[Sequence[float]]) -> BestOfCurve:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pomona.adapters.metrics import Interval, bootstrap, mean
 from pomona.errors import PomonaError
-from pomona.posttraining.chart import Curve, svg
+from pomona.line_chart import Line, line_chart
 from pomona.posttraining.preferences import LEVELS, Preference
 from pomona.posttraining.reward_model import RewardModel
 
@@ -130,15 +130,16 @@ def calibration(gaps: Floats) -> tuple[CalibrationBin, ...]:
 
 def calibration_plot(report: RewardReport, title: str) -> str:
     """SVG: what the model says against how often it is right; on the line both are the same."""
-    points = tuple(
-        (one.predicted, one.right, f"{one.pairs} pair{'s' if one.pairs > 1 else ''}")
-        for one in report.calibration
-    )
-    return svg(
+    points = tuple((one.predicted, one.right) for one in report.calibration)
+    hints = tuple(f"{one.pairs} pair{'s' if one.pairs > 1 else ''}" for one in report.calibration)
+    return line_chart(
         title,
         "probability that the model gives its choice",
         "share in which it is right",
-        [Curve("as it says", ((0.5, 0.5, ""), (1.0, 1.0, "")), marks=False), Curve("measured", points)],
+        [
+            Line("measured", points, dots=True, hints=hints),
+            Line("as it says", ((0.5, 0.5), (1.0, 1.0)), dashed=True),
+        ],
     )
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -40,7 +40,7 @@ class Devices:
 @dataclass(frozen=True)
 class PlannedStage:
     """tokens_per_step: of the whole job. save_every: steps between checkpoints. micro_batch: sequences per
-    device and pass."""
+    device and pass. intermediate_size: the FFN's width in this stage, where pruning changes it."""
 
     name: str
     tokens: int
@@ -48,6 +48,7 @@ class PlannedStage:
     tokens_per_step: int = 2048 * 4096  # AXLearn's honeycrisp-3B
     save_every: int = 5000
     micro_batch: int = 1
+    intermediate_size: int | None = None
 
     @property
     def steps(self) -> int:
@@ -146,7 +147,8 @@ def plan(
         raise PomonaError(f"--utilisation {utilisation:g}: must lie above 0 and not above 1")
     times = []
     for stage in stages:
-        per_token = flop_per_token(config, stage.sequence_length)
+        width = stage.intermediate_size or config.intermediate_size
+        per_token = flop_per_token(replace(config, intermediate_size=width), stage.sequence_length)
         speed = on.count * on.flops * utilisation / per_token
         days = stage.tokens / speed / 86_400
         times.append(

@@ -10,14 +10,13 @@ Text and tokenizer are for small runs; large ones bring both, packed by `pomona 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pomona.data.mixture import PackedMixture, Source
 from pomona.data.pack import pack, tokenizer_sha256
-from pomona.data.packed_tokens import INDEX
+from pomona.data.packed_tokens import packed_sha256
 from pomona.data.train_tokenizer import TokenizerOptions, train_tokenizer
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -162,9 +161,7 @@ def _packed(text: Path, target: Path, tokenizer: Path, progress: Progress) -> Pa
 
 
 def _identity(tokenizer: Path, train: dict[str, Path]) -> dict[str, Any]:
-    packed = {
-        name: hashlib.sha256((folder / INDEX).read_bytes()).hexdigest() for name, folder in train.items()
-    }
+    packed = {name: packed_sha256(folder) for name, folder in train.items()}
     return {"tokenizer": tokenizer_sha256(tokenizer), "packed": packed}
 
 

@@ -2,7 +2,8 @@
 
     OUT/run.json            the recipe that the folder belongs to
     OUT/text, tokenizer, data, prepared.json        see prepare.py
-    OUT/stages/NAME/        checkpoints, curve.csv, curve.svg
+    OUT/stages/NAME/        checkpoints, curve.csv, curve.svg; pruned/ after a stage of pruning
+    OUT/teacher/            a teacher's tokens (teacher_ids.py)
     OUT/model/              the end product, a Hugging Face directory; OUT/model.gguf if asked for
     OUT/report.json
 
@@ -12,21 +13,24 @@ Under torchrun every process calls `pretrain`; the first one writes the files.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pomona.errors import PomonaError
+from pomona.line_chart import Line, line_chart
 from pomona.models.locking import locked_folder
 from pomona.models.model_directory import Progress, read_json_object, write_json
 from pomona.pretraining.curve import Point, read_curve
 from pomona.pretraining.export import export_checkpoint
 from pomona.pretraining.flops import peak_flops
-from pomona.pretraining.line_chart import Line, line_chart
 from pomona.pretraining.prepare import Prepared, prepare, read_prepared
+from pomona.pretraining.pruning import FOLDER as PRUNED
+from pomona.pretraining.pruning import prune_checkpoint
 from pomona.pretraining.recipe import Recipe, StageSettings, difference
+from pomona.pretraining.start import ModelWeights
 
 if TYPE_CHECKING:
     from pomona.pretraining.training.loss import LossFunction
@@ -112,7 +116,15 @@ def pretrain(
         last: Path | None = None
         for stage in recipe.stages:
             last = _stage(
-                recipe, stage, out, last, prepared, processes, (losses or {}).get(stage.name), on_point
+                recipe,
+                stage,
+                out,
+                last,
+                prepared,
+                processes,
+                (losses or {}).get(stage.name),
+                progress,
+                on_point,
             )
         assert last is not None
         return _finish(recipe, out, last, prepared, gguf, progress) if processes.main else None
@@ -145,7 +157,7 @@ def _claim(recipe: Recipe, out: Path, *, resume: bool, restart: bool) -> None:
         raise PomonaError(f"{out}: is not empty and holds no run; choose another --out")
     if not run.is_file() and resume:
         raise PomonaError(f"{out}: holds no run to go on with; leave --resume out")
-    for name in ("text", "tokenizer", "data", "stages", MODEL):
+    for name in ("text", "tokenizer", "data", "stages", "teacher", MODEL):
         shutil.rmtree(out / name, ignore_errors=True)
     for name in (*known - {MODEL}, "prepared.json", "model.gguf"):
         (out / name).unlink(missing_ok=True)
@@ -160,31 +172,48 @@ def _stage(
     prepared: Prepared,
     processes: Any,
     loss: LossFunction | None,
+    progress: Progress,
     on_point: OnPoint,
 ) -> Path:
+    """Trains a stage; gives the folder whose model.safetensors the next one begins with."""
     from pomona.models.safetensors_file import SafetensorsFile
     from pomona.pretraining.training import stage as training
+    from pomona.pretraining.training.stage_loss import recipe_loss
 
+    if loss is not None and (stage.prune is not None or stage.distill is not None):
+        raise ValueError(f"stage {stage.name}: its recipe names a loss; give none beside it")
     folder = out / "stages" / stage.name
-    weights = None
+    config = prepared.config(recipe.config(stage))
+    windows = prepared.windows(stage, recipe.seed)
+    weights: Mapping[str, Any] | None = None
+    identity = {
+        "recipe": recipe.identity(),
+        "stage": stage.name,
+        "data": prepared.identity,
+        "loss": None if loss is None else getattr(loss, "__name__", type(loss).__name__),
+    }
     with ExitStack() as stack:
         if before is not None:
             file = stack.enter_context(SafetensorsFile(before / "model.safetensors"))
             weights = {name: file.array(name) for name in file.tensors}
+        elif recipe.start is not None:
+            given = stack.enter_context(ModelWeights(recipe.place(recipe.start)))
+            given.check_shape(config)
+            weights, identity["start"] = given, given.fingerprint
+        if loss is None:
+            loss, marks = recipe_loss(
+                recipe, stage, config, windows, out, processes=processes, progress=progress
+            )
+            identity |= marks
         last = training.train_stage(
             recipe,
             stage,
-            prepared.config(recipe.config(stage)),
+            config,
             folder,
             processes=processes,
-            windows=prepared.windows(stage, recipe.seed),
+            windows=windows,
             validation=prepared.held_out(stage, recipe.seed, recipe.evaluation_windows),
-            identity={
-                "recipe": recipe.identity(),
-                "stage": stage.name,
-                "data": prepared.identity,
-                "loss": None if loss is None else getattr(loss, "__name__", type(loss).__name__),
-            },
+            identity=identity,
             start=weights,
             loss=loss,
             peak_flops=_peak(processes.world),
@@ -192,6 +221,11 @@ def _stage(
         )
     if processes.main:
         draw_curve(f"{recipe.name}, {stage.name}", folder)
+    if stage.prune is not None:
+        if processes.main:
+            prune_checkpoint(last, config, stage.prune, folder / PRUNED, progress=progress)
+        processes.wait()
+        last = folder / PRUNED
     return last
 
 
@@ -220,7 +254,7 @@ def draw_curve(title: str, folder: Path) -> Path:
 def _finish(
     recipe: Recipe, out: Path, last: Path, prepared: Prepared, gguf: bool, progress: Progress
 ) -> RunReport:
-    config = prepared.config(recipe.config(recipe.stages[-1]))
+    config = prepared.config(recipe.result(recipe.stages[-1]))
     stages = tuple(stage_report(stage, out / "stages" / stage.name) for stage in recipe.stages)
     record = {
         "recipe": recipe.identity(),

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -114,6 +115,41 @@ class OptimizerSettings(_Strict):
     muparam_base_width: Count | None = 768
 
 
+class PruneSettings(_Strict):
+    """The FFN narrowed by learned masks (docs/pruning.md). The report gives method and tokens (section 3.4);
+    every number here is ours.
+
+    intermediate_size: FFN channels that are kept, in every layer. temperature: of the Soft-Top-K, at the
+    start and at its end. shrink: share of the steps in which the budget falls from the whole width to
+    intermediate_size. harden: share of the steps after which the temperature has come to its end.
+    """
+
+    intermediate_size: Count
+    temperature: tuple[Positive, Positive] = (0.1, 0.005)
+    shrink: Annotated[float, Field(gt=0, le=1)] = 0.4
+    harden: Annotated[float, Field(gt=0, le=1)] = 0.8
+
+    @model_validator(mode="after")
+    def _falls(self) -> PruneSettings:
+        if self.temperature[1] > self.temperature[0]:
+            raise ValueError("temperature: the second is the end and not above the first")
+        return self
+
+
+class DistillSettings(_Strict):
+    """A stage taught by a teacher's likeliest tokens (section 3.4; docs/distillation.md).
+
+    teacher: a model directory with the same tokenizer. weight: of its token, against the true one. cache:
+    the folder that keeps its tokens; the default is `teacher` in the run's folder. batch: sequences per
+    pass of the teacher.
+    """
+
+    teacher: Path
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.9
+    cache: Path | None = None
+    batch: Count = 8
+
+
 class StageSettings(_Strict):
     """One stage. Sizes are of the whole job: `batch` sequences of one step over all devices."""
 
@@ -131,6 +167,8 @@ class StageSettings(_Strict):
     evaluate_every: Count = 500  # steps
     save_every: Count = 1000
     activation_checkpointing: bool = False
+    prune: PruneSettings | None = None
+    distill: DistillSettings | None = None
 
     @property
     def tokens_per_step(self) -> int:
@@ -145,6 +183,8 @@ class StageSettings(_Strict):
     def _fits(self) -> StageSettings:
         if self.warm_up >= self.steps:
             raise ValueError(f"warm_up of {self.warm_up} steps is not shorter than the {self.steps} steps")
+        if self.prune is not None and self.distill is not None:
+            raise ValueError("prune and distill: masks are learned on the text alone; make them two stages")
         return self
 
 
@@ -154,6 +194,7 @@ class Recipe(_Strict):
     name: Name
     seed: Annotated[int, Field(ge=0, lt=1 << 31)] = 0
     model: ModelSettings
+    start: Path | None = None  # a model directory of that shape, whose weights the first stage begins with
     tokenizer: TokenizerSettings
     data: DataSettings
     optimizer: OptimizerSettings = OptimizerSettings()
@@ -182,6 +223,8 @@ class Recipe(_Strict):
         for stage in self.stages:
             if unknown := sorted(set(stage.mixture) - set(self.data.sources)):
                 raise ValueError(f"stage {stage.name}: {unknown[0]} is no source of data")
+        if self.compile and any(stage.prune for stage in self.stages):
+            raise ValueError("compile: masks are hooks, which torch.compile does not follow; leave it out")
         return self
 
     def place(self, path: Path) -> Path:
@@ -198,16 +241,31 @@ class Recipe(_Strict):
         return found
 
     def config(self, stage: StageSettings) -> ModelConfig:
-        """The model as that stage leaves it: rotary base and longest position are the stage's."""
-        longest = max(self.model.config().max_position_embeddings, stage.sequence_length)
-        before = self.stages[: self.stages.index(stage) + 1]
-        longest = max([longest, *(one.sequence_length for one in before)])
-        return replace(self.model.config(), rope_theta=stage.rope_theta, max_position_embeddings=longest)
+        """The model that the stage trains: rotary base and longest position are the stage's, the FFN's width
+        is what the pruning of earlier stages left of it."""
+        found = self.model.config()
+        before = self.stages[: self.stages.index(stage)]
+        longest = max(one.sequence_length for one in [*before, stage])
+        return replace(
+            found,
+            rope_theta=stage.rope_theta,
+            max_position_embeddings=max(found.max_position_embeddings, longest),
+            intermediate_size=_narrowed(found.intermediate_size, before),
+        )
+
+    def result(self, stage: StageSettings) -> ModelConfig:
+        """The model that the stage leaves: narrower, if it prunes."""
+        trained = self.config(stage)
+        return replace(trained, intermediate_size=_narrowed(trained.intermediate_size, [stage]))
 
     def identity(self) -> dict[str, Any]:
         """All that the result depends on, as plain JSON."""
         free = {"keep_checkpoints", "sample", "stages"}  # what is kept, and how often, changes no number
-        per_stage = {"evaluate_every", "save_every"}
+        per_stage: dict[str, Any] = {
+            "evaluate_every": True,
+            "save_every": True,
+            "distill": {"cache", "batch"},
+        }
         found: dict[str, Any] = json.loads(self.model_dump_json(exclude=free))
         found["stages"] = [json.loads(stage.model_dump_json(exclude=per_stage)) for stage in self.stages]
         return found
@@ -237,9 +295,25 @@ def load_recipe(path: Path) -> Recipe:
         recipe = Recipe.model_validate(value)
     except ValidationError as error:
         raise PomonaError(f"{path}: {_first(error)}") from error
-    recipe.config(recipe.stages[-1])  # a shape that cannot be is said now
+    try:
+        recipe.result(recipe.stages[-1])  # a shape that cannot be is said now
+    except PomonaError as error:
+        raise PomonaError(f"{path}: {error}") from error
     recipe._folder = path.parent
     return recipe
+
+
+def _narrowed(width: int, stages: Sequence[StageSettings]) -> int:
+    """The FFN's width after these stages. PomonaError if one would keep more than there is."""
+    for stage in stages:
+        if stage.prune is not None:
+            if stage.prune.intermediate_size >= width:
+                raise PomonaError(
+                    f"stage {stage.name}: prune.intermediate_size {stage.prune.intermediate_size} is not "
+                    f"below the {width} channels that there are; give less"
+                )
+            width = stage.prune.intermediate_size
+    return width
 
 
 def difference(old: Any, new: Any, place: str = "") -> str | None:

@@ -15,10 +15,11 @@ from typing import Any, Literal
 
 from pomona.adapters.metrics import Interval, mean, paired_bootstrap
 from pomona.errors import PomonaError
+from pomona.evaluation.statistics import Share
 from pomona.models.model_directory import parse_json_object
 from pomona.safety.mutations import PLAIN
 from pomona.safety.prompt_sets import SafetyPrompt
-from pomona.safety.rates import Corrected, JudgeError, Rate
+from pomona.safety.rates import Corrected, JudgeError
 
 MAX_REPORT_BYTES = 256 << 20
 _ITEM = mean("attempts", lambda prediction, example: None)
@@ -56,7 +57,7 @@ class Row:
 
     table: Table
     name: str
-    rate: Rate
+    rate: Share
     corrected: Corrected | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -106,7 +107,7 @@ class RedTeamReport:
 
     def _row(self, table: Table, name: str, items: Sequence[Sequence[Attempt]]) -> Row:
         flag = _flag(table)
-        rate = Rate.of_all(any(map(flag, item)) for item in items)
+        rate = Share.of_all(any(map(flag, item)) for item in items)
         corrected = None
         if self.judge_error is not None and table != "over-refusal" and name != ANY:
             # A guard's block is certain: only what passed it is in doubt.
@@ -218,5 +219,5 @@ def shown(report: RedTeamReport) -> list[list[str]]:
     return cells
 
 
-def _span(rate: Rate | Corrected) -> str:
+def _span(rate: Share | Corrected) -> str:
     return f"{100 * (rate.value or 0.0):.1f}% ({100 * rate.low:.1f} .. {100 * rate.high:.1f})"

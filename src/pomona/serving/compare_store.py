@@ -6,31 +6,25 @@
     store.vote(pair.id, "left")
     store.results(session.id).a_wins
 
-A pair is voted on once: after the vote its names are known. Every operation opens the file for itself, so
-that any thread may call; the file can be copied while nothing runs, and belongs to its owner alone.
+A pair is voted on once: after the vote its names are known.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import math
-import os
 import secrets
-import sqlite3
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pomona.errors import PomonaError
+from pomona.evaluation.statistics import Share
+from pomona.serving.owned_database import OwnedDatabase
 
 VERSION = 1
 Side = Literal["a", "b"]
 Verdict = Literal["a", "b", "tie"]
 Vote = Literal["left", "right", "tie"]
-Z95 = 1.959963984540054  # the normal quantile of 97.5%
 
 _SCHEMA = """
 CREATE TABLE sessions (
@@ -95,38 +89,6 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Share:
-    """A part of the votes with its interval of 95% (Wilson 1927, without continuity correction)."""
-
-    count: int
-    of: int
-    low: float
-    high: float
-
-    @classmethod
-    def wilson(cls, count: int, of: int) -> Share:
-        if of == 0:
-            return cls(0, 0, 0.0, 1.0)
-        p, z2 = count / of, Z95 * Z95
-        centre = (p + z2 / (2 * of)) / (1 + z2 / of)
-        half = Z95 * math.sqrt(p * (1 - p) / of + z2 / (4 * of * of)) / (1 + z2 / of)
-        # At 0 and at all the interval ends there; rounding must not leave it a little inside.
-        return cls(
-            count,
-            of,
-            0.0 if count == 0 else max(centre - half, 0.0),
-            1.0 if count == of else min(centre + half, 1.0),
-        )
-
-    @property
-    def value(self) -> float | None:
-        return self.count / self.of if self.of else None
-
-    def to_json(self) -> dict[str, Any]:
-        return {"count": self.count, "of": self.of, "value": self.value, "low": self.low, "high": self.high}
-
-
-@dataclass(frozen=True)
 class Results:
     """Wins, ties and losses as parts of all votes; `decided` is A's part of the votes that are no tie."""
 
@@ -151,6 +113,9 @@ class CompareStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._open = OwnedDatabase(
+            path, schema=_SCHEMA, version=VERSION, holds="comparisons", key="compare_db"
+        ).open
 
     def new_session(self, name: str, model: str, a: dict[str, Any], b: dict[str, Any]) -> Session:
         session = Session(secrets.token_hex(8), name, model, a, b, time.time())
@@ -230,37 +195,6 @@ class CompareStore:
             Share.wilson(a, a + b),
             counts.get(None, 0),
         )
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing."""
-        try:
-            if not self.path.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))  # prompts are private
-            with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as db:
-                db.execute("PRAGMA foreign_keys = ON")
-                with db:
-                    self._prepare(db)
-                    yield db
-        except (sqlite3.Error, OSError) as error:
-            raise PomonaError(
-                f"{self.path}: cannot keep comparisons there ({error}); name another file as compare_db"
-            ) from error
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == VERSION:
-            return
-        if version != 0 or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise PomonaError(
-                f"{self.path}: is no file of comparisons of this version; name another one as compare_db"
-            )
-        db.execute("BEGIN IMMEDIATE")  # two that find a new file: the second waits, and finds it made
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 def preference_rows(session: Session, pairs: list[Pair]) -> list[dict[str, Any]]:

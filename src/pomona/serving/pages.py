@@ -17,9 +17,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 
 from pomona.compression.analysis_page import ANALYSIS, page_part
-from pomona.serving import compare, compression, writing
+from pomona.serving import compare, compression, grading, writing
 
-PAGES = ("index", "write", "chat", "adapters", "compression", "compare")
+PAGES = ("index", "write", "chat", "adapters", "compression", "compare", "grade", "gradings")
 TYPES = {".css": "text/css", ".js": "text/javascript", ".html": "text/html", ".svg": "image/svg+xml"}
 
 POLICY = "; ".join(
@@ -90,7 +90,7 @@ def analysis_part() -> str:
 
 def add_pages(app: FastAPI) -> None:
     """The pages, and the endpoints that only they need."""
-    for router in (writing.router, compare.router, compression.router):
+    for router in (writing.router, compare.router, compression.router, grading.router):
         app.include_router(router)
     for path, file in web_files().items():
         app.add_api_route(path, _sender(file), methods=["GET", "HEAD"], include_in_schema=False)

@@ -65,6 +65,7 @@ class ServerSettings(BaseModel):
     guardrail_policy: Path | None = None  # thresholds and phrases, by default the built-in ones
 
     compare_db: Path | None = None  # of the Compare page; by default in the cache directory
+    grading_db: Path | None = None  # of the grading pages; likewise
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @model_validator(mode="after")

@@ -94,7 +94,7 @@ def train_stage(
         if progress.step >= stage.steps and saved is not None:
             return saved.path
         args = _arguments(recipe, stage, folder, micro, processes.world, stage.steps - progress.step)
-        mesh = _mesh(processes.world)
+        mesh = device_mesh(processes.world)
         weights = start if saved is None else saved.weights()
         model = build_model(
             config,
@@ -210,7 +210,9 @@ def _arguments(
     )
 
 
-def _mesh(world: int) -> Any:
+def device_mesh(world: int) -> Any:
+    """The processes of the job as FSDP2 takes them; None for one alone."""
+    """The processes of the job as FSDP2 takes them; None for one alone."""
     if world == 1:
         return None
     from torch.distributed.device_mesh import init_device_mesh

@@ -4,6 +4,7 @@ import { $, button, make } from "./dom.js";
 
 const PAGES = [
   ["/write", "Write"], ["/chat", "Chat"], ["/adapters", "Adapters"], ["/compression", "Compression"], ["/compare", "Compare"],
+  ["/grade", "Grade"], ["/gradings", "Gradings"],
 ];
 const THEME = "pomona-theme";
 

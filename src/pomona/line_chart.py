@@ -1,11 +1,13 @@
-"""Lines as an SVG picture, without a library: curves of a run, losses over learning rates."""
+"""Lines as an SVG picture, without a library: curves of a run, losses over rates, calibration. The same input
+gives the same text."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from itertools import compress, zip_longest
 
 WIDTH, HEIGHT = 880, 480
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
@@ -14,20 +16,19 @@ COLOURS = ("#0b6e4f", "#c8553d", "#3d5a98", "#8a5a00", "#6a4c93", "#444444")
 
 @dataclass(frozen=True)
 class Line:
-    """Points (x, y) in order of x; `dots` marks each of them; `dashed` for a line beside the main one."""
+    """Points (x, y) in order of x. dots: mark each of them; hints: what a pointer on a dot shows; dashed: for
+    a line beside the main one."""
 
     name: str
     points: tuple[tuple[float, float], ...]
     dots: bool = False
     dashed: bool = False
+    hints: tuple[str, ...] = ()
 
 
 def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line], *, log_x: bool = False) -> str:
     """The picture. Points that are not finite are left out. ValueError if none is left."""
-    kept = [
-        Line(line.name, tuple((x, y) for x, y in line.points if _sound(x, y, log_x)), line.dots, line.dashed)
-        for line in lines
-    ]
+    kept = [_sound_points(line, log_x) for line in lines]
     points = [point for line in kept for point in line.points]
     if not points:
         raise ValueError("no points to draw")
@@ -63,7 +64,9 @@ def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line], *,
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>')
         if line.dots:
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in places]
+            for (x, y), hint in zip_longest(places, line.hints, fillvalue=""):
+                told = f"<title>{escape(hint)}</title>" if hint else ""
+                parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">{told}</circle>')
         top = TOP + 8 + 18 * number
         parts.append(f'<rect x="{WIDTH - 250}" y="{top}" width="18" height="4" fill="{colour}"/>')
         parts.append(_text(WIDTH - 226, top + 7, line.name))
@@ -86,8 +89,13 @@ class _Axis:
         return [round(number * step, 12) for number in range(first, last + 1)]
 
 
-def _sound(x: float, y: float, log_x: bool) -> bool:
-    return math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x)
+def _sound_points(line: Line, log_x: bool) -> Line:
+    def sound(x: float, y: float) -> bool:
+        return math.isfinite(x) and math.isfinite(y) and (x > 0 or not log_x)
+
+    keep = [sound(*point) for point in line.points]
+    points, hints = tuple(compress(line.points, keep)), tuple(compress(line.hints, keep))
+    return replace(line, points=points, hints=hints)
 
 
 def _rule(x1: float, y1: float, x2: float, y2: float) -> str:
