@@ -239,8 +239,8 @@ def _cell(cell: Cell) -> str:
     value = f"{100 * cell.value.value:.1f}"
     one = cell.percent
     if one is None:
-        return f"{value} = 100%"
+        return f"{value} = 100%" if cell.value.value > 0 else value
     if one.value > OPEN / 2:
-        return f"{value}"
+        return value
     high = "open" if one.high > OPEN / 2 else f"{one.high:.1f}"
     return f"{value} = {one.value:.1f}% ({one.low:.1f} .. {high})"
