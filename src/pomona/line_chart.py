@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from html import escape
-from itertools import compress, zip_longest
+from itertools import compress, repeat
 
 WIDTH, HEIGHT = 880, 480
 LEFT, RIGHT, TOP, BOTTOM = 72, 24, 56, 56
@@ -64,7 +64,7 @@ def line_chart(title: str, x_title: str, y_title: str, lines: Sequence[Line], *,
         dash = ' stroke-dasharray="6 4"' if line.dashed else ""
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="1.8"{dash}/>')
         if line.dots:
-            for (x, y), hint in zip_longest(places, line.hints, fillvalue=""):
+            for (x, y), hint in zip(places, line.hints or repeat(""), strict=False):
                 told = f"<title>{escape(hint)}</title>" if hint else ""
                 parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}">{told}</circle>')
         top = TOP + 8 + 18 * number
