@@ -25,6 +25,11 @@ class ScriptedJudge:
         return f"{self.url}#scripted"
 
 
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # all questions come at once, and the machine may be busy
+
+
 @contextmanager
 def scripted(script: Script) -> Iterator[ScriptedJudge]:
     """script gives the text of the answer, or a status and the words of an error."""
@@ -50,8 +55,7 @@ def scripted(script: Script) -> Iterator[ScriptedJudge]:
         def log_message(self, *_: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    http.daemon_threads = True
+    http = Server(("127.0.0.1", 0), Handler)
     judge = ScriptedJudge(f"http://127.0.0.1:{http.server_address[1]}/v1")
     thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

@@ -274,7 +274,8 @@ def test_what_open_webui_sends_is_answered(url: str, said: dict[str, str], model
 
 def test_every_neighbour_has_its_page() -> None:
     pages = {path.stem for path in DOCS.glob("*.md")}
-    assert pages == {"langchain", "llm", "lm_eval", "open_webui", "openai"}
+    judges = {"alpaca_eval", "arena_hard", "helm", "mt_bench"}
+    assert pages == {"langchain", "llm", "lm_eval", "open_webui", "openai"} | judges
     index = (DOCS.parent / "index.md").read_text(encoding="utf-8")
     for page in pages:
         assert f"(neighbours/{page}.md)" in index
