@@ -152,8 +152,8 @@ def measure_task(
     ways = prompts(name, training_rows(name))
     _progress(f"{name}: the adapter on {len(examples)} rows")
     adapted = evaluate_task(ours, ways["the task's prompt"], examples, adapter=name, progress=_count)
-    found.add("4 bit + adapter", "the task's prompt", adapted)
-    for system, model in (("4 bit + recovery", ours), ("16 bit", reference)):
+    found.add("compressed + adapter", "the task's prompt", adapted)
+    for system, model in (("compressed + recovery", ours), ("16 bit", reference)):
         tried = {}
         for way, task in ways.items():
             _progress(f"{name}: {system}, {way}, {min(choosing, len(examples))} rows")
@@ -165,7 +165,7 @@ def measure_task(
         found.facts[system]["tried"] = tried
         found.margin(system, adapted, report)
         found.margin_by_source(system, adapted, report, examples)
-        if system == "4 bit + recovery":
+        if system == "compressed + recovery":
             found.best = ways[way]
     return found
 
@@ -179,11 +179,11 @@ def measure_orders(count: int, model: Model, best: Task) -> tuple[list[Row], lis
     examples = contents_with_orders(count)
     task = get("summarize")
     systems: list[tuple[str, str, Task, str | None]] = [
-        ("4 bit + adapter", "the task's prompt", task, task.name),
-        ("4 bit + recovery", "the task's prompt", task, None),
+        ("compressed + adapter", "the task's prompt", task, task.name),
+        ("compressed + recovery", "the task's prompt", task, None),
     ]
     if best is not task:
-        systems += [("4 bit + recovery", "its best", best, None)]
+        systems += [("compressed + recovery", "its best", best, None)]
     rows: list[Row] = []
     goals: list[Goal] = []
     ours = 0.0
