@@ -218,8 +218,8 @@ def test_a_summary_is_graded_in_five_dimensions(visit: Open, running: Running) -
     assert admin.locator("#a").is_hidden()
     admin.get_by_role("button", name="Begin").click()
     admin.locator("#project").wait_for()
-    row = {"prompt": "A long mail.", "response": "A mail.", "system": "4 bits"}
-    file = {"name": "s.jsonl", "mimeType": "application/jsonl", "buffer": json.dumps(row).encode()}
+    item = {"prompt": "A long mail.", "response": "A mail.", "system": "4 bits"}
+    file = {"name": "s.jsonl", "mimeType": "application/jsonl", "buffer": json.dumps(item).encode()}
     admin.locator("#file").set_input_files(file)
     admin.locator("#add").click()
     admin.locator("#status", has_text="Added: 1.").wait_for()
@@ -233,7 +233,9 @@ def test_a_summary_is_graded_in_five_dimensions(visit: Open, running: Running) -
     page.get_by_role("button", name="Save and go on").click()
     page.locator("#status", has_text="Nothing is left").wait_for()
     admin.locator("#read").click()
-    cells = admin.locator("#tables tr", has_text="overall").first.locator("td").all_inner_texts()
+    row = admin.locator("#tables tr", has_text="overall").first
+    row.wait_for()
+    cells = row.locator("td").all_inner_texts()
     assert cells[0] == "overall" and cells[1].startswith("0%") and cells[2].startswith("100%")
     assert admin.locator("#export-preferences").is_hidden()
 
