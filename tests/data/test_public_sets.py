@@ -173,3 +173,10 @@ def test_the_sets_have_their_sizes(folder: Path) -> None:
     assert len(sets.qmsum(folder)) > 80 and len(sets.mails(folder)) > 20
     for name in sets.CORPORA:
         assert len(sets.sentences(sets.corpus(folder, name))) > 800, name
+
+
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    text = '{"a": "one\u2028line\x85"}\n\n{"a": "two"}\n'
+    assert [row["a"] for row in sets.json_lines(tmp_path / "x", text)] == ["one\u2028line\x85", "two"]
+    with pytest.raises(PomonaError, match="line 3"):
+        list(sets.json_lines(tmp_path / "x", "{}\n\n[]"))

@@ -14,7 +14,6 @@ from pomona.errors import PomonaError
 from pomona.evaluation.statistics import (
     Share,
     bootstrap,
-    mcnemar,
     mean_interval,
     paired_difference,
     ratio_interval,
@@ -68,16 +67,6 @@ def test_the_sign_test_is_scipys(wins: int, losses: int) -> None:
 
 def test_the_sign_test_knows_large_counts() -> None:
     assert 0.0 < sign_test(5200, 4800) == pytest.approx(stats.binomtest(5200, 10000).pvalue, rel=1e-9)
-
-
-def test_mcnemar_looks_at_what_only_one_has_right() -> None:
-    ours = [True] * 40 + [True] * 12 + [False] * 3 + [False] * 45
-    theirs = [True] * 40 + [False] * 12 + [True] * 3 + [False] * 45
-    found = mcnemar(ours, theirs)
-    assert (found.only_ours, found.only_theirs) == (12, 3)
-    assert found.p == pytest.approx(stats.binomtest(3, 15).pvalue)
-    with pytest.raises(PomonaError, match="paired"):
-        mcnemar([True], [])
 
 
 def test_the_bootstrap_of_a_mean_is_scipys() -> None:

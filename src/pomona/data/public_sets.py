@@ -55,7 +55,7 @@ def corpus(folder: Path, name: str) -> list[str]:
     path = folder / name / file if file else _only(folder / name, "*.txt")
     text = read(path)
     if path.suffix == ".jsonl":
-        return [_text(row, "text", path) for row in _rows(path, text)]
+        return [_text(row, "text", path) for row in json_lines(path, text)]
     text = re.sub(r"\r\n?", "\n", text)
     start = re.search(r"\*\*\* ?START OF .*\n", text)
     end = re.search(r"\*\*\* ?END OF ", text)
@@ -103,9 +103,9 @@ def bfcl(folder: Path, kind: str = "simple_python") -> list[FunctionCase]:
     """Single-turn cases of the Berkeley function-calling leaderboard, version 4."""
     path = folder / "bfcl" / f"BFCL_v4_{kind}.json"
     answers_path = folder / "bfcl" / "possible_answer" / path.name
-    answers = {str(row.get("id")): row for row in _rows(answers_path, read(answers_path))}
+    answers = {str(row.get("id")): row for row in json_lines(answers_path, read(answers_path))}
     cases = []
-    for row in _rows(path, read(path)):
+    for row in json_lines(path, read(path)):
         try:
             [turn] = row["question"]
             question = [message["content"] for message in turn if message["role"] == "user"][-1]
@@ -185,7 +185,7 @@ def qmsum(folder: Path, split: str = "test", *, longest: int = 4000) -> list[Mee
     """Queries about a stretch of a meeting whose words have at most `longest` characters."""
     path = folder / "qmsum" / f"{split}.jsonl"
     found = []
-    for row in _rows(path, read(path)):
+    for row in json_lines(path, read(path)):
         try:
             lines = [f"{turn['speaker']}: {turn['content']}" for turn in row["meeting_transcripts"]]
             for query in row["specific_query_list"]:
@@ -220,7 +220,9 @@ def read(path: Path) -> str:
     return raw.decode("utf-8", errors="replace")
 
 
-def _rows(path: Path, text: str) -> Iterator[dict[str, Any]]:
+def json_lines(path: Path, text: str) -> Iterator[dict[str, Any]]:
+    """The objects of `text`, one a line; `path` is for messages. Lines end at line feeds alone: JSON strings
+    may hold the other separators that str.splitlines knows. PomonaError: a line that is no object."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             yield parse_json_object(line.encode(), f"{path}, line {number}")

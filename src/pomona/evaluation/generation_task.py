@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pomona.data.public_sets import MAX_BYTES, read
+from pomona.data.public_sets import MAX_BYTES, json_lines, read
 from pomona.errors import PomonaError
-from pomona.models.model_directory import parse_json_object
 from pomona.runtime.tools import Tool
 
 Score = tuple[float, float]  # points, weight: a metric is the sum of points over the sum of weights
@@ -74,9 +73,7 @@ class Setting:
             return
         path = self.data / place
         text = _unpacked(path) if path.suffix == ".gz" else read(path)
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield parse_json_object(line.encode(), f"{path}: line {number}")
+        yield from json_lines(path, text)
 
     def has(self, *places: str) -> bool:
         """Whether all of these files are in the data folder; False for rows from the hub."""

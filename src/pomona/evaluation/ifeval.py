@@ -152,7 +152,7 @@ def read_cases(path: Path | str) -> list[Case]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise PomonaError(f"{path}: is too large for IFEval's prompts; get the file again")
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise PomonaError(f"{path}: cannot be read ({error}); get IFEval's input_data.jsonl") from error
     cases = []

@@ -18,7 +18,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-from pomona.data.public_sets import read
+from pomona.data.public_sets import json_lines, read
 from pomona.errors import PomonaError
 from pomona.models.model_directory import parse_json_object
 
@@ -34,10 +34,7 @@ class LocalSet:
 
 
 def _jsonl(folder: Path, name: str) -> Rows:
-    path = folder / name
-    for number, line in enumerate(read(path).splitlines(), start=1):
-        if line.strip():
-            yield parse_json_object(line.encode(), f"{path}: line {number}")
+    return json_lines(folder / name, read(folder / name))
 
 
 def _piqa(folder: Path) -> Rows:

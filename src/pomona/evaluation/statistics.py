@@ -81,24 +81,6 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail / (1 << total))
 
 
-@dataclass(frozen=True)
-class McNemar:
-    """Of rows that two systems were both tried on: those that only one of them had right, and the p-value."""
-
-    only_ours: int
-    only_theirs: int
-    p: float
-
-
-def mcnemar(ours: Sequence[bool], theirs: Sequence[bool]) -> McNemar:
-    """McNemar's test (1947) in its exact form: a sign test of the rows in which the systems differ."""
-    if len(ours) != len(theirs):
-        raise PomonaError(f"McNemar: {len(ours)} and {len(theirs)} rows cannot be paired; use the same rows")
-    a = sum(bool(one) and not other for one, other in zip(ours, theirs, strict=True))
-    b = sum(bool(other) and not one for one, other in zip(ours, theirs, strict=True))
-    return McNemar(a, b, sign_test(a, b))
-
-
 def bootstrap(
     statistic: Callable[[Floats], Floats], rows: int, *, draws: int = DRAWS, seed: int = 0
 ) -> Interval:

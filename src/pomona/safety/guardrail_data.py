@@ -24,9 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pomona.data.public_sets import read
+from pomona.data.public_sets import json_lines, read
 from pomona.errors import PomonaError
-from pomona.models.model_directory import parse_json_object
 from pomona.posttraining.preference_sets import public_preferences
 from pomona.safety.guardrail_head import SAFE, Side
 from pomona.safety.prompt_sets import UNTAGGED, read_set
@@ -235,10 +234,7 @@ def _distinct(found: Sequence[tuple[str, str]]) -> list[GuardedText]:
 
 
 def _jsonl(data: Path, name: str) -> Iterator[dict[str, Any]]:
-    path = data / name
-    for number, line in enumerate(read(path).split("\n"), 1):
-        if line.strip():
-            yield parse_json_object(line.encode(), f"{path}, line {number}")
+    return json_lines(data / name, read(data / name))
 
 
 def _json(data: Path, name: str) -> Any:

@@ -22,9 +22,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pomona.data.public_sets import read
+from pomona.data.public_sets import json_lines, read
 from pomona.errors import PomonaError
-from pomona.models.model_directory import parse_json_object
 from pomona.safety.lexicon import lexicon
 from pomona.safety.taxonomy import taxonomy
 
@@ -144,7 +143,7 @@ def _do_not_answer(folder: Path) -> Iterator[SafetyPrompt]:
     for name, used in mapping["files"].items():
         if not used:
             continue
-        for row in _jsonl(folder / name):
+        for row in json_lines(folder / name, read(folder / name)):
             number += 1
             kinds = [str(one) for one in row.get("intents") or ()]
             label = next((one for one in kinds if one in mapping["labels"]), None)
@@ -158,7 +157,7 @@ def _do_not_answer(folder: Path) -> Iterator[SafetyPrompt]:
 
 def _own(path: Path) -> Iterator[SafetyPrompt]:
     known = {"prompt", "category", "harmful", "license", "kind"}
-    for number, row in enumerate(_jsonl(path), 1):
+    for number, row in enumerate(json_lines(path, read(path)), 1):
         text, category = row.get("prompt"), row.get("category")
         if not isinstance(text, str) or not text.strip():
             raise PomonaError(f'{path}, row {number}: has no text "prompt"; give one')
@@ -217,9 +216,3 @@ def _csv(path: Path, key: str) -> Iterator[dict[str, str]]:
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise PomonaError(f'{path}: a row has no "{key}"; get the set again')
         yield row
-
-
-def _jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(read(path).split("\n"), 1):
-        if line.strip():
-            yield parse_json_object(line.encode(), f"{path}, line {number}")
