@@ -7,7 +7,8 @@ Quality on categories and sources that no training row came from: AUROC, recall 
 refused at the guardrail's own threshold, and over-refusal on XSTest's safe half; with bootstrap intervals of
 95%. Latency of a whole answer on the running engine, as the server makes it, in turns: without a guardrail;
 with the input judged; with input and the answers of the most suspicious fifth judged (`suspects: 0.2`); with
-every answer judged. Every request has words of its own, so that no cache helps. Needs POMONA_DATA.
+every answer judged. In a round all get the same request and write the same answer; so that no cache helps
+those who come later, the prefix cache is off and verdicts are forgotten. Needs POMONA_DATA.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def run(options: argparse.Namespace) -> Report:
     data = data_folder(options.data)
     limit = QUICK_TEXTS if options.quick else None
     rounds = options.rounds or (QUICK_ROUNDS if options.quick else ROUNDS)
-    with Model.load(options.model, threads=options.threads) as model:
+    with Model.load(options.model, threads=options.threads, prefix_cache=False) as model:
         state = ServerState(
             model, options.model, ServerSettings.model_validate({"model": options.model}), Metrics()
         )
@@ -115,7 +116,7 @@ def shields(guardrail: Any) -> dict[str, Shield | None]:
 
 
 def requests(data: Path, rounds: int) -> list[str]:
-    """Harmless instructions, none of which any contestant sees twice."""
+    """Harmless instructions, all different."""
     from pomona.safety.guardrail_data import unseen_inputs
 
     texts = [row.text for row in unseen_inputs(data) if len(row.text) < 400]
@@ -129,10 +130,11 @@ def latency(
     counts = dict.fromkeys(contestants, 0)
 
     def answered(name: str) -> float:
-        number = counts[name]
+        text = texts[counts[name] % len(texts)]
         counts[name] += 1
         state.shield = contestants[name]
-        text = f"{name[:8]} {number}. {texts[number % len(texts)]}"
+        if state.shield is not None:
+            state.shield.guardrail.forget()
         return asyncio.run(_seconds(state, text))
 
     for name in contestants:  # the first one of each warms up

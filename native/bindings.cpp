@@ -461,6 +461,7 @@ NB_MODULE(_native, m) {
                    [](const OwningEngine& e) { return e.engine->kv_bytes_per_token(); });
 
   m.def("available_isas", [] { return std::string(available_kernels()); });
+  m.def("rounding_isas", [] { return std::string(rounding_kernels()); });
   m.def("measure_bandwidth", &measure_bandwidth, "bytes"_a, "threads"_a,
         nb::call_guard<nb::gil_scoped_release>());
   bind_compression(m);

@@ -24,6 +24,10 @@ const Kernels* usable_avx512() {
   return has ? avx512_kernels() : nullptr;
 }
 
+const Kernels* usable_avx512_bf16() {
+  return __builtin_cpu_supports("avx512bf16") && usable_avx512() != nullptr ? avx512_bf16_kernels() : nullptr;
+}
+
 const Kernels* usable_avx2() {
   unsigned a = 0, b = 0, c = 0, d = 0; // not every compiler's __builtin_cpu_supports knows f16c
   const bool f16c = __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
@@ -50,12 +54,14 @@ const Kernels* usable_neon_dot() {
 struct Candidate {
   std::string_view name;
   const Kernels* (*table)();
+  bool rounds = false; // computes other bits than the rest: only by its name
 };
 
 constexpr Candidate kCandidates[] = {
 #if defined(__x86_64__)
     {"avx512", usable_avx512},
     {"avx2", usable_avx2},
+    {"avx512_bf16", usable_avx512_bf16, true},
 #elif defined(__aarch64__)
     {"neon_dot", usable_neon_dot},
     {"neon", neon_kernels},
@@ -63,25 +69,32 @@ constexpr Candidate kCandidates[] = {
     {"scalar", [] { return &scalar_kernels(); }},
 };
 
+std::string names(bool rounds) {
+  std::string s;
+  for (const Candidate& c : kCandidates) {
+    if (c.rounds != rounds || c.table() == nullptr) continue;
+    if (!s.empty()) s += ' ';
+    s += c.name;
+  }
+  return s;
+}
+
 } // namespace
 
 const char* available_kernels() {
-  static const std::string names = [] {
-    std::string s;
-    for (const Candidate& c : kCandidates) {
-      if (c.table() == nullptr) continue;
-      if (!s.empty()) s += ' ';
-      s += c.name;
-    }
-    return s;
-  }();
-  return names.c_str();
+  static const std::string found = names(false);
+  return found.c_str();
+}
+
+const char* rounding_kernels() {
+  static const std::string found = names(true);
+  return found.c_str();
 }
 
 const Kernels& select_kernels(const char* isa) {
   const std::string_view name(isa);
   for (const Candidate& c : kCandidates)
-    if (name == "auto" || name == c.name)
+    if (name == "auto" ? !c.rounds : name == c.name)
       if (const Kernels* k = c.table()) return *k;
   throw std::invalid_argument("instruction set '" + std::string(name) +
                               "' is not available here; choose auto or one of: " + available_kernels());

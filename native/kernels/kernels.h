@@ -142,7 +142,7 @@ struct Kernels {
                          std::uint8_t* scratch);
   void (*matmul_int8)(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
                       std::uint8_t* scratch);
-  // float32 activations, bf16 weights, rows [r0, r1).
+  // float32 activations (avx512_bf16 rounds them), bf16 weights, rows [r0, r1).
   void (*matmul_bf16)(const Matrix& w, int r0, int r1, const float* x, std::size_t x_stride, int m, float* y,
                       std::size_t y_stride);
 
@@ -199,13 +199,17 @@ const Kernels& scalar_kernels();
 // instructions.
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();
+const Kernels* avx512_bf16_kernels();
 const Kernels* neon_kernels();
 const Kernels* neon_dot_kernels();
 
 // "auto" or a name; throws std::invalid_argument that lists what this machine can run.
 const Kernels& select_kernels(const char* isa);
-// Names that this machine can run, best first, separated by spaces.
+// Names that this machine can run and that compute the same bits, best first, separated by spaces; "auto" is
+// the first.
 const char* available_kernels();
+// Names that this machine can run and that compute other bits, faster.
+const char* rounding_kernels();
 
 // Read bandwidth of `threads` threads streaming `bytes` bytes each from huge pages, in GB/s (1e9 bytes).
 double measure_bandwidth(std::size_t bytes, int threads);

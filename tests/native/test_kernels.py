@@ -37,6 +37,7 @@ from kernel_definition import (
 )
 from numpy.typing import NDArray
 
+from pomona import _native
 from pomona.models.palettized import unpack_int8, unpack_palette
 from pomona.models.safetensors_file import bf16_from_float32, float32_from_bf16
 
@@ -242,6 +243,34 @@ def test_bf16_products_are_right_to_float32_rounding_and_do_not_depend_on_the_ba
         assert (np.abs(y - exact) <= x.shape[1] * (EPS * magnitude + TINY)).all(), isa
         alone = np.concatenate([multiply(isa, len(weight), tensors, row[None]) for row in x])
         assert same_bits(y, alone), isa
+
+
+@pytest.mark.parametrize("isa", _native.rounding_isas().split())
+@given(case=bf16_cases())
+@settings(max_examples=40, deadline=None)
+def test_rounded_inputs_are_rounded_to_bf16_and_to_nothing_less(
+    isa: str, case: tuple[NDArray[np.uint16], Floats, int]
+) -> None:
+    """Products of the rounded inputs, to float32 rounding; tiny ones count as zero."""
+    weight, x, threads = case
+    tensors: Tensors = {"w.weight": ("BF16", weight)}
+    exact_weight = float32_from_bf16(weight).astype(np.float64)
+    rounded = float32_from_bf16(bf16_from_float32(x)).astype(np.float64)
+    magnitude = np.abs(rounded) @ np.abs(exact_weight).T
+    y = multiply(isa, len(weight), tensors, x, threads)
+    assert (np.abs(y - rounded @ exact_weight.T) <= x.shape[1] * (EPS * magnitude + 1e-36)).all()
+    alone = np.concatenate([multiply(isa, len(weight), tensors, row[None]) for row in x])
+    assert same_bits(y, alone)
+
+
+def test_what_rounds_is_never_chosen_by_itself() -> None:
+    rng = np.random.default_rng(5)
+    tensors: Tensors = {"w.weight": ("BF16", bf16_from_float32(rng.standard_normal((32, 256))))}
+    x = rng.standard_normal((3, 256)).astype(np.float32)
+    found = multiply("auto", 32, tensors, x)
+    assert same_bits(found, multiply("scalar", 32, tensors, x))
+    for isa in _native.rounding_isas().split():
+        assert isa not in ISAS and not same_bits(found, multiply(isa, 32, tensors, x))
 
 
 # --- what is refused

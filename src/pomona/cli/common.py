@@ -27,7 +27,8 @@ ThreadsOption = Annotated[
     int | None, typer.Option("--threads", min=1, help="CPU threads.", show_default="all cores")
 ]
 IsaOption = Annotated[
-    str, typer.Option("--isa", help="Kernels: auto, avx512, avx2, neon_dot, neon or scalar.")
+    str,
+    typer.Option("--isa", help="Kernels: auto, avx512, avx2, neon_dot, neon, scalar; avx512_bf16 rounds."),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
 

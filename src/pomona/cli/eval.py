@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pomona.cli.common import (
+    IsaOption,
     JsonOption,
     ProgressReporter,
     ThreadsOption,
@@ -111,6 +112,7 @@ def eval(
     ] = None,
     list_suites: Annotated[bool, typer.Option("--list", help="Name the suites and stop.")] = False,
     threads: ThreadsOption = None,
+    isa: IsaOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Evaluate a model on a suite of tasks, or compare two results."""
@@ -137,7 +139,9 @@ def eval(
     _warn(chosen)
     folder = None if hub else data_folder(data)
     work = work_folder(fresh)
-    with Model.load(model, threads=threads) as loaded, ProgressReporter() as progress:
+    if isa != "auto":  # one that rounds answers otherwise
+        work /= isa
+    with Model.load(model, threads=threads, isa=isa) as loaded, ProgressReporter() as progress:
         result = run_suite(loaded, chosen, data=folder, work=work, options=options, progress=progress.update)
     if out is not None:
         write_result(result, out)

@@ -149,10 +149,11 @@ class Engine:
         """Maps the weights of a model directory.
 
         threads: default all cores that this process may use. isa: auto, avx512, avx2, neon_dot, neon or
-        scalar. kv_tokens: room for the tokens of all sequences together. huge_pages: copy packed weights into
-        2 MB pages, which reads them faster and needs their size in memory once more than the page cache
-        holds. prefix_cache: keep full pages for later sequences that begin with the same tokens under the
-        same adapter version.
+        scalar, which all compute the same bits; or avx512_bf16, which rounds the inputs of 16-bit weights to
+        16 bits, too. kv_tokens: room for the tokens of all sequences together. huge_pages: copy packed
+        weights into 2 MB pages, which reads them faster and needs their size in memory once more than the
+        page cache holds. prefix_cache: keep full pages for later sequences that begin with the same tokens
+        under the same adapter version.
         kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
         replaced: module -> the parts of its packed weight by tensor name (palettized.py), which stand in for
         what the directory holds of it; for measuring what a change would do. checkpoint: of this very
@@ -451,7 +452,7 @@ def _check_options(threads: int, isa: str, kv_tokens: int | None, kv_cache: str)
         raise PomonaError(f"kv_tokens = {kv_tokens}: must lie in 1 .. {(1 << 31) - 1}")
     if kv_cache not in get_args(KvPrecision):
         raise PomonaError(f"kv_cache = {kv_cache!r}: is no precision of the cache; choose bf16 or int8")
-    available = _native.available_isas()
+    available = f"{_native.available_isas()} {_native.rounding_isas()}".strip()
     if isa not in ("auto", *available.split()):
         raise PomonaError(
             f"instruction set {isa!r} is not available here; choose auto or one of: {available}"

@@ -137,6 +137,11 @@ class Guardrail:
         """judged: letters of the answer that were judged before; windows of them alone are left out."""
         return self._ask("output", self._prompts.of_output(request, answer, judged), b"")
 
+    def forget(self) -> None:
+        """Verdicts that were given."""
+        with self._lock:
+            self._known.clear()
+
     def input(self, text: str) -> Verdict:
         return self.ask_input(text).result()
 
