@@ -1,7 +1,7 @@
 """lm-evaluation-harness on our runtime against its own `hf` model: the same items right, and how much sooner.
 
     python -m benchmarks.evaluation --quick
-    python -m benchmarks.evaluation --limit 60
+    python -m benchmarks.evaluation --limit 80
 
 Tasks of the suite `quick` (five worked examples where it says so) on the same 16-bit model. Two opponents:
 `hf` in float32 says which items are right, for in bfloat16 it rounds its logits before it compares their
@@ -27,7 +27,7 @@ from typing import Any
 from benchmarks.common import Goal, Report, Row, machine_facts, median_and_range, run_command, usable_cores
 
 MODEL, REFERENCE = "smollm2-135m-4bit", "smollm2-135m"
-LIMIT, QUICK_LIMIT = 60, 6
+LIMIT, QUICK_LIMIT = 80, 6
 SAME, FASTER = 0.99, 4.0
 BATCH = 8  # of the `hf` model; larger ones pad more
 OURS, ROUNDED, COMPRESSED = "pomona, 16 bit", "pomona, 16 bit, rounded inputs", "pomona, compressed"

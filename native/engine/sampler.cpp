@@ -43,6 +43,55 @@ void penalize_answer(std::span<float> logits, const Sampling& sampling,
   }
 }
 
+// exp(x - top) of finite and of minus infinite logits; a NaN logit is never drawn.
+double weight_of(double logit, double top) {
+  const double w = std::exp(logit - top);
+  return w >= 0.0 ? w : 0.0;
+}
+
+constexpr int kDrawBlock = 512;
+
+// Draws from the whole distribution: first a block of tokens, by the sum of its weights, then a token of it.
+// Only of one block are exponentials taken in double and one by one, which costs more than everything else
+// here.
+int draw(const Kernels& kernels, std::span<const float> logits, double top, double chance, int best) {
+  const int vocabulary = static_cast<int>(logits.size()), blocks = (vocabulary + kDrawBlock - 1) / kDrawBlock;
+  const auto part = [&](int block) {
+    const int start = block * kDrawBlock;
+    return logits.subspan(start, std::min(kDrawBlock, vocabulary - start));
+  };
+  const auto exact = [&](int block) {
+    double sum = 0.0;
+    for (const float logit : part(block)) sum += weight_of(logit, top);
+    return sum;
+  };
+  std::vector<double> mass(blocks);
+  double total = 0.0;
+  for (int block = 0; block < blocks; ++block) {
+    const auto values = part(block);
+    const double log_sum = kernels.log_sum_exp(values.data(), static_cast<int>(values.size()));
+    mass[block] = std::isnan(log_sum) ? exact(block) : std::exp(log_sum - top);
+    total += mass[block];
+  }
+  double left = chance * total;
+  int chosen = 0; // the last block that weighs anything, if a rounding error leads beyond it
+  for (int block = 0; block < blocks; ++block) {
+    if (mass[block] == 0.0) continue;
+    chosen = block;
+    if (left < mass[block]) break;
+    left -= mass[block];
+  }
+  left *= exact(chosen) / mass[chosen];
+  int token = best;
+  for (int i = 0; const float logit : part(chosen)) {
+    const double w = weight_of(logit, top);
+    if (w > 0.0) token = chosen * kDrawBlock + i;
+    if ((left -= w) < 0.0) break;
+    ++i;
+  }
+  return token;
+}
+
 } // namespace
 
 void apply_mask(std::span<float> logits, std::span<const std::uint32_t> mask) {
@@ -66,6 +115,13 @@ int sample(const Kernels& kernels, std::span<float> logits, const Sampling& samp
 
   const double top = logits[best], inverse = 1.0 / sampling.temperature;
   if (!std::isfinite(top)) return best;
+  const double chance = uniform(sampling.seed, position);
+  if ((sampling.top_k <= 0 || sampling.top_k >= vocabulary) && sampling.top_p >= 1.0f &&
+      sampling.min_p <= 0.0f) {
+    if (sampling.temperature != 1.0f)
+      for (float& logit : logits) logit = static_cast<float>(logit * inverse);
+    return draw(kernels, logits, logits[best], chance, best);
+  }
   std::vector<double> weight(vocabulary);
   for (int i = 0; i < vocabulary; ++i) {
     const double w = std::exp((logits[i] - top) * inverse);
@@ -106,7 +162,7 @@ int sample(const Kernels& kernels, std::span<float> logits, const Sampling& samp
 
   double total = 0.0;
   for (const int i : order) total += weight[i];
-  double left = uniform(sampling.seed, position) * total;
+  double left = chance * total;
   for (const int i : order) {
     left -= weight[i];
     if (left < 0.0) return i;

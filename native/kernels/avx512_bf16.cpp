@@ -7,7 +7,6 @@
 
 #include <immintrin.h>
 
-#include <bit>
 #include <cstring>
 #include <vector>
 
@@ -17,10 +16,11 @@ namespace pomona {
 namespace {
 
 constexpr int kColumns = 32; // of a step
-constexpr int kTile = 4;     // rows, and tokens
+constexpr int kRows = 4;     // of a tile
+constexpr int kTokens = 4;   // of a tile
 constexpr int kRowTile = 16; // rows that stay in the first-level cache while all tokens pass
 
-// Activations rounded to bf16, rows of a whole number of steps.
+// Activations rounded to bf16, rows of a whole number of steps. Columns are a multiple of 16.
 class RoundedRows {
  public:
   RoundedRows(const float* x, std::size_t stride, int rows, int cols)
@@ -30,9 +30,8 @@ class RoundedRows {
     rows_ = buffer.data();
     for (int row = 0; row < rows; ++row)
       for (int k = 0; k < static_cast<int>(stride_); k += 16) {
-        const int left = cols - k;
-        const __mmask16 mask = left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0;
-        const __m256bh v = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask, x + row * stride + k));
+        const __mmask16 there = k < cols ? 0xffff : 0;
+        const __m256bh v = _mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + row * stride + k));
         std::memcpy(rows_ + row * stride_ + k, &v, sizeof v);
       }
   }
@@ -43,8 +42,10 @@ class RoundedRows {
   std::uint16_t* rows_;
 };
 
-inline __m512bh load(const std::uint16_t* p, __mmask32 mask) {
-  return std::bit_cast<__m512bh>(_mm512_maskz_loadu_epi16(mask, p));
+// Sums of pairs onto acc. The intrinsic makes gcc 12 copy and spill its tied accumulator.
+inline __m512 dot(__m512 acc, __m512i weights, __m512i x) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc) : "v"(weights), "v"(x));
+  return acc;
 }
 
 // R weight rows x T tokens, lanes along K.
@@ -55,17 +56,20 @@ void tile(const Matrix& w, int row, const RoundedRows& x, int token, float* y, s
     for (int t = 0; t < T; ++t) acc[r][t] = _mm512_setzero_ps();
   const auto* weights =
       reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols;
-  const auto step = [&](int k, __mmask32 mask) __attribute__((always_inline)) {
-    __m512bh xv[T];
-    for (int t = 0; t < T; ++t) xv[t] = load(x.row(token + t) + k, ~__mmask32{0});
-    for (int r = 0; r < R; ++r) {
-      const __m512bh wv = load(weights + static_cast<std::size_t>(r) * w.cols + k, mask);
-      for (int t = 0; t < T; ++t) acc[r][t] = _mm512_dpbf16_ps(acc[r][t], wv, xv[t]);
-    }
-  };
   int k = 0;
-  for (; k + kColumns <= w.cols; k += kColumns) step(k, ~__mmask32{0});
-  if (k < w.cols) step(k, (__mmask32{1} << (w.cols - k)) - 1);
+  for (; k + kColumns <= w.cols; k += kColumns) {
+    __m512i xv[T];
+    for (int t = 0; t < T; ++t) xv[t] = _mm512_loadu_si512(x.row(token + t) + k);
+    for (int r = 0; r < R; ++r) {
+      const __m512i wv = _mm512_loadu_si512(weights + static_cast<std::size_t>(r) * w.cols + k);
+      for (int t = 0; t < T; ++t) acc[r][t] = dot(acc[r][t], wv, xv[t]);
+    }
+  }
+  if (k < w.cols) // 16 columns are left
+    for (int r = 0; r < R; ++r) {
+      const __m512i wv = _mm512_maskz_loadu_epi16(0xffff, weights + static_cast<std::size_t>(r) * w.cols + k);
+      for (int t = 0; t < T; ++t) acc[r][t] = dot(acc[r][t], wv, _mm512_loadu_si512(x.row(token + t) + k));
+    }
   for (int r = 0; r < R; ++r)
     for (int t = 0; t < T; ++t) y[(token + t) * y_stride + row + r] = _mm512_reduce_add_ps(acc[r][t]);
 }
@@ -73,7 +77,7 @@ void tile(const Matrix& w, int row, const RoundedRows& x, int token, float* y, s
 template <int T>
 void rows(const Matrix& w, int r0, int r1, const RoundedRows& x, int token, float* y, std::size_t y_stride) {
   int row = r0;
-  for (; row + kTile <= r1; row += kTile) tile<kTile, T>(w, row, x, token, y, y_stride);
+  for (; row + kRows <= r1; row += kRows) tile<kRows, T>(w, row, x, token, y, y_stride);
   for (; row < r1; ++row) tile<1, T>(w, row, x, token, y, y_stride);
 }
 
@@ -83,7 +87,8 @@ void matmul_bf16(const Matrix& w, int r0, int r1, const float* x, std::size_t x_
   for (int row = r0; row < r1; row += kRowTile) {
     const int end = row + kRowTile < r1 ? row + kRowTile : r1;
     int token = 0;
-    for (; token + kTile <= m; token += kTile) rows<kTile>(w, row, end, rounded, token, y, y_stride);
+    for (; token + kTokens <= m; token += kTokens) rows<kTokens>(w, row, end, rounded, token, y, y_stride);
+    for (; token + 2 <= m; token += 2) rows<2>(w, row, end, rounded, token, y, y_stride);
     for (; token < m; ++token) rows<1>(w, row, end, rounded, token, y, y_stride);
   }
 }
