@@ -335,6 +335,8 @@ class Scheduler:
             start = len(request.prompt_ids)
             step_input = StepInput(run.sequence, tokens, request.sampling, mask, drafts, start, run.logprobs)
             inputs.append((run, step_input))
+        # Rows of an adapter lie together, so that the engine reads its weights once for all of them.
+        inputs.sort(key=lambda pair: pair[0].request.adapter or "")
         return inputs
 
     def _drafts(self, run: Run, rows: int) -> list[int]:
