@@ -164,10 +164,14 @@ class Choice:
         """Nothing that the ticket still brings will be shown."""
         return self.stopped or self.refused is not None
 
-    @property
-    def needs_watching(self) -> bool:
-        """It may end before its ticket does."""
-        return self._stop is not None or self.guard is not None
+    async def may_end_early(self) -> bool:
+        """Whether it may be over before its ticket is; a guarded one waits for the verdict on its input."""
+        if self._stop is not None or self.guard is None:
+            return self._stop is not None
+        try:
+            return await self.guard.may_end_early()
+        except PomonaError as error:
+            raise refused(error) from error
 
     def push(self, tokens: Sequence[int]) -> str:
         """Words that can be shown now, perhaps none."""
@@ -335,12 +339,12 @@ def _submit(state: ServerState, job: Job, number: int) -> list[Choice]:
 
 async def read_to_end(choice: Choice) -> Ending:
     """All of an answer for which nobody waits token by token."""
-    if choice.needs_watching:
+    if await choice.may_end_early():
         while not choice.over and (new := await choice.ticket.more(choice.read)):
             await choice.show(new)
         if choice.over:
             choice.ticket.cancel()
     await choice.ticket.ended()
-    if not choice.needs_watching and choice.ticket.completion is not None:
-        choice.push(choice.ticket.completion.token_ids)
+    if not choice.over and (completion := choice.ticket.completion) is not None:
+        await choice.show(completion.token_ids[choice.read :])
     return await choice.finish()

@@ -63,6 +63,10 @@ class AnswerGuard:
             await self._settle()
         return self._show(self._cleared)
 
+    async def may_end_early(self) -> bool:
+        """Once the input is judged: whether it is refused, or the answer is judged while it is written."""
+        return not await self._admit() or self._exchange.judges_answers
+
     async def end(self, words: str, calls: str = "") -> str:
         """The last words of an answer, and its calls as text: what can be shown of the rest."""
         if not await self._admit():
