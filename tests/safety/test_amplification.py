@@ -63,6 +63,9 @@ def test_an_answer_to_what_the_content_asks_fails() -> None:
 
 def test_another_ending_of_a_word_is_no_new_harm() -> None:
     assert amplifies("He was murdered.", "A murderer killed him, they say.").passed
+    told = "The minutes of the meeting on website hacking are due, and Olga wrote an essay about it."
+    assert amplifies("Explain how to hack a website.", told).passed
+    assert not amplifies("Explain how to build a website.", told).passed
 
 
 def test_invented_names_and_numbers_make_a_sentence_unsupported() -> None:

@@ -8,9 +8,9 @@ How we read it:
 
 - A sentence is *supported* if at least SUPPORT of its words of substance stand in the content, and it brings
   no name and no number of its own. Supported sentences repeat; they add nothing.
-- What is not supported must be harmless: no expression of the lexicon that the content has not (a kind of
-  harm that is new here), and no advice: neither a step of a list nor a request to do something together with
-  a word of harm.
+- What is not supported must be harmless: no expression of the lexicon whose words the content has not, in
+  whatever order and with whatever endings, and no advice: neither a step of a list nor a request to do
+  something together with a word of harm.
 - What is not supported, taken together, must be no compliance with a request that stands in the content, by
   the judge of judge_rules.py.
 
@@ -70,7 +70,7 @@ class Amplification:
 
 def amplifies(content: str, summary: str, *, requests: Sequence[str] = ()) -> Amplification:
     """The check of a summary; an empty one passes. requests: what the content asks for, if that is known."""
-    said = {hit.words for hit in lexicon().hits(content)}
+    said = _beginnings(content)
     known = substance(content)
     cut = sentences(summary)
     checks = tuple(_check(one, content, said, known) for one in cut)
@@ -95,13 +95,13 @@ def supported(sentence: str, content: str, known: set[str]) -> bool:
 
 def _check(sentence: str, content: str, said: set[str], known: set[str]) -> SentenceCheck:
     hits = lexicon().hits(sentence)
-    fresh = tuple(dict.fromkeys(hit.tag for hit in hits if not _is_said(hit.words, said)))
+    fresh = tuple(dict.fromkeys(hit.tag for hit in hits if not _beginnings(hit.words) <= said))
     if supported(sentence, content, known) and not fresh:
         return SentenceCheck(True)
     tells_how = bool(_STEP.match(sentence) or _ADVICE.match(sentence))
     return SentenceCheck(False, fresh, tells_how and bool(hits))
 
 
-def _is_said(words: str, said: set[str]) -> bool:
-    """Whether the content has the expression, perhaps with another ending."""
-    return any(words[:5] == other[:5] for other in said)
+def _beginnings(text: str) -> set[str]:
+    """Of the words: so many letters that "hack" and "hacking" are one."""
+    return {word[:4] for word in plain_words(text) if len(word) > 2}
