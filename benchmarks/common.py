@@ -48,7 +48,8 @@ class Goal:
     def met(self) -> bool:
         if self.value is None:
             return False
-        return self.value >= self.bound if self.comparison == ">=" else self.value <= self.bound
+        value = float(self.value)  # numpy's comparisons give what JSON does not know
+        return value >= self.bound if self.comparison == ">=" else value <= self.bound
 
     def to_json(self) -> dict[str, Any]:
         value = None if self.value is None else round(self.value, 3)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import run_all
@@ -96,6 +97,7 @@ class TestTurns:
         (Goal("speed", 1.999, 2.0), False),
         (Goal("loss", 0.02, 0.03, "<="), True),
         (Goal("loss", 0.04, 0.03, "<="), False),
+        (Goal("of numpy", np.float64(2.0), 1.0), True),
         (Goal("unmeasured", None, 0.03, "<="), False),
     ],
 )
