@@ -127,22 +127,28 @@ def test_the_adapters_gradients_are_those_of_autograd(model_dir: Path) -> None:
         assert close(low.b_grad, expected[f"{prefix}.lora_B.default.weight"]) < 0.08, name
 
 
+@pytest.mark.parametrize("before", [0, 9])
 @pytest.mark.parametrize(("length", "block"), [(40, 256), (40, 16), (37, 16), (1, 16)])
 def test_attention_and_its_gradients_are_those_of_torch(
-    monkeypatch: pytest.MonkeyPatch, length: int, block: int
+    monkeypatch: pytest.MonkeyPatch, length: int, block: int, before: int
 ) -> None:
+    """before: keys that lie before all queries."""
     monkeypatch.setattr("pomona.compression.training.attention.BLOCK", block)
     generator = torch.Generator().manual_seed(length)
-    q, k, v = (torch.randn(2, heads, length, 16, generator=generator).bfloat16() for heads in (6, 2, 2))
+    q, k, v = (
+        torch.randn(2, heads, length + more, 16, generator=generator).bfloat16()
+        for heads, more in ((6, 0), (2, before), (2, before))
+    )
     grad = torch.randn(2, length, 6, 16, generator=generator).bfloat16()
     out, kept = attend(q, k, v)
     found = attend_backward(grad, kept)
     exact = [x.double().requires_grad_() for x in (q, k, v)]
     wide = [exact[0], *(x.repeat_interleave(3, 1) for x in exact[1:])]
-    expected = torch.nn.functional.scaled_dot_product_attention(*wide, is_causal=True).transpose(1, 2)
+    seen = torch.ones(length, before + length, dtype=torch.bool).tril(before)
+    expected = torch.nn.functional.scaled_dot_product_attention(*wide, attn_mask=seen).transpose(1, 2)
     assert close(out, expected.reshape(out.shape)) < 0.01
     gradients = torch.autograd.grad(expected, exact, grad.double())
-    if length > 1:  # one key alone leaves q and k nothing to say
+    if length + before > 1:  # one key alone leaves q and k nothing to say
         assert close(found[0], gradients[0]) < 0.02 and close(found[1], gradients[1]) < 0.02
     assert close(found[2], gradients[2]) < 0.02
 

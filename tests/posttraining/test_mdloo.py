@@ -28,7 +28,7 @@ from pomona.posttraining.mdloo_log import Iteration
 from pomona.posttraining.mdloo_options import MdlooOptions
 from pomona.posttraining.rollouts import LocalRollOuts, RollOutSampling
 from pomona.posttraining.training.mdloo_trainer import MdlooTrainer
-from pomona.posttraining.training.policy import Policy, response_row
+from pomona.posttraining.training.policy import Policy, SharedBatch, families_of, response_row
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,6 +65,20 @@ def policy_rows(count: int = 3) -> list[Any]:
     ]
 
 
+def one_family() -> list[Any]:
+    """Responses to one prompt, which is read once; one is a single token."""
+    rng = np.random.default_rng(1)
+    prompt = rng.integers(0, 256, 9).tolist()
+    return [response_row(prompt, rng.integers(0, 256, n).tolist()) for n in (5, 1, 8)]
+
+
+ROWS = {
+    "different prompts": policy_rows,
+    "one prompt": one_family,
+    "both": lambda: policy_rows() + one_family(),
+}
+
+
 def perturbed(base: Path, seed: int = 1) -> Policy:
     policy = Policy(Network.load(base), rank=4, scale=2.0)
     policy.flat.values.add_(0.05 * torch.randn(len(policy.flat.values), generator=torch.manual_seed(seed)))
@@ -72,9 +86,9 @@ def perturbed(base: Path, seed: int = 1) -> Policy:
     return policy
 
 
-def test_equal_weights_give_the_gradient_of_the_cross_entropy(base: Path) -> None:
-    """Which is tested against PEFT elsewhere."""
-    rows = policy_rows()
+@pytest.mark.parametrize("rows", [make() for make in ROWS.values()], ids=list(ROWS))
+def test_equal_weights_give_the_gradient_of_the_cross_entropy(base: Path, rows: list[Any]) -> None:
+    """Which is tested against PEFT elsewhere, with every row by itself."""
     policy = perturbed(base)
     answers = sum(row.answers for row in rows)
     policy.flat.grads.zero_()
@@ -88,7 +102,7 @@ def test_equal_weights_give_the_gradient_of_the_cross_entropy(base: Path) -> Non
 
 
 def test_scores_do_not_depend_on_the_passes_and_agree_with_the_runtime(base: Path, tmp_path: Path) -> None:
-    rows = policy_rows(4)
+    rows = policy_rows(4) + one_family()
     policy = perturbed(base)
     together = [score.log_p for score in policy.score(rows)]
     policy.pass_tokens = 1  # every row has a pass of its own
@@ -104,6 +118,16 @@ def test_scores_do_not_depend_on_the_passes_and_agree_with_the_runtime(base: Pat
     for row, value in zip(rows, together, strict=True):
         scored = engine.score(row.ids.tolist(), adapter)
         assert float(scored[-row.answers :].sum()) == pytest.approx(value, rel=0.02)
+
+
+def test_neighbours_with_one_prompt_share_it_as_far_as_a_pass_goes() -> None:
+    rows = one_family()
+    assert families_of([*policy_rows(2), *rows], 100) == ([[0], [1], [2, 3, 4]], [6, 9, 20])
+    assert families_of(rows, 15) == ([[0, 1], [2]], [13, 16])
+    batch = SharedBatch.of([rows])
+    assert batch.lengths == (9, 4, 7) and batch.after == (-1, 0, 0)
+    assert batch.places.tolist() == [8, 9, 10, 11, 12, 8, 8, *range(13, 20)]
+    assert batch.wanted.tolist() == [int(token) for row in rows for token in row.ids[9:]]
 
 
 def test_the_reference_is_the_start_and_comes_back_unchanged(base: Path) -> None:

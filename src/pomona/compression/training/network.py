@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import embedding, linear, silu
 
-from pomona.compression.training.attention import Attended, attend_rows, attend_rows_backward
+from pomona.compression.training.attention import Attended, Rows, attend_rows, attend_rows_backward
 from pomona.compression.training.tables import TrainedTables
 from pomona.errors import PomonaError
 from pomona.models.config import ModelConfig
@@ -195,7 +195,7 @@ class Layer:
         eps = self.config.rms_norm_eps
         x1, scale1 = _normed(h_TD, eps)
         heads, norms = self._heads(self.qkv.product(x1), shape, turn)
-        out, attended = attend_rows(*heads, turn.lengths)
+        out, attended = attend_rows(*heads, turn.rows)
         a = out.view(len(h_TD), -1)
         h_TD += self.o.product(a)
         x2, scale2 = _normed(h_TD, eps)
@@ -225,7 +225,8 @@ class Layer:
         grad = grad_TD.to(BF16)
         self.o.add_gradients(saved.a_TN, grad)
         grad_a = self.o.input_gradient(grad)
-        grads = attend_rows_backward(grad_a.view(*shape, -1, self.config.head_dim), saved.attended)
+        grad_heads = grad_a.view(*shape, -1, self.config.head_dim)
+        grads = attend_rows_backward(grad_heads, saved.attended, turn.rows)
         grad_qkv = self._heads_backward(grads, saved.norms, shape, turn)
         self.qkv.add_gradients(saved.x1_TD, grad_qkv)
         if not first:
@@ -268,21 +269,22 @@ class Layer:
 
 
 class Turn:
-    """Rotary positions 0 .. S - 1, in the two-halves form; or of rows one after the other, each from 0."""
+    """Rotary positions 0 .. S - 1, in the two-halves form; or of rows one after the other, each from 0 or
+    behind the row that it continues."""
 
-    def __init__(self, cos_S1H: Tensor, sin_S1H: Tensor, lengths: tuple[int, ...] | None = None) -> None:
+    def __init__(self, cos_S1H: Tensor, sin_S1H: Tensor, rows: Rows | None = None) -> None:
         self.cos, self.sin = cos_S1H, sin_S1H
-        self.lengths = lengths  # of the rows, whose attention stays within them
+        self.rows = rows
 
     @classmethod
     def upto(cls, config: ModelConfig, length: int) -> Turn:
         angle_SH = torch.outer(torch.arange(length, dtype=torch.float32), _inverse_frequencies(config))
         return cls(angle_SH.cos()[:, None], angle_SH.sin()[:, None])
 
-    def rows(self, lengths: Sequence[int]) -> Turn:
-        """For rows of these lengths, none longer than S."""
-        cos, sin = (torch.cat([x[:length] for length in lengths]) for x in (self.cos, self.sin))
-        return Turn(cos, sin, tuple(lengths))
+    def of(self, rows: Rows) -> Turn:
+        """For rows whose positions end before S."""
+        cos, sin = (torch.cat([x[place] for place in rows.positions]) for x in (self.cos, self.sin))
+        return Turn(cos, sin, rows)
 
     def apply(self, x_BSHd: Tensor, *, forwards: bool) -> Tensor:
         """[B, S, H, d] float32 -> [B, H, S, d] bfloat16, turned by the positions, or back."""
@@ -320,20 +322,27 @@ class Network:
             group.refresh()
 
     def forward(
-        self, ids_BS: Tensor, *, keep: bool = False, lengths: Sequence[int] | None = None
+        self,
+        ids_BS: Tensor,
+        *,
+        keep: bool = False,
+        lengths: Sequence[int] | None = None,
+        after: Sequence[int] | None = None,
     ) -> tuple[Tensor, Any]:
         """[B, S] -> [T, D], the last state after the norm without its scale, in bfloat16; and what
         `backward` needs, with `keep`.
 
         With lengths, B is 1, and the S tokens are rows of these lengths one after the other: each has its own
-        positions and sees itself alone."""
+        positions and sees itself alone, or itself and the row that it continues (`Rows.after`)."""
         shape = (ids_BS.shape[0], ids_BS.shape[1])
         if lengths is None:
             turn = self._turn(shape[1])
         else:
             if shape != (1, sum(lengths)):
                 raise ValueError(f"rows of {list(lengths)} tokens do not fill {list(shape)}")
-            turn = self._turn(-(-max(lengths) // _TURN_STEP) * _TURN_STEP).rows(lengths)
+            rows = Rows.of(lengths, after)
+            longest = max(place.stop for place in rows.positions)
+            turn = self._turn(-(-longest // _TURN_STEP) * _TURN_STEP).of(rows)
         with torch.no_grad():
             h = embedding(ids_BS.reshape(-1), self.embedding_VD)
             saved = [layer.forward(h, shape, turn, keep) for layer in self.layers]

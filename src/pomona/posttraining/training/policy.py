@@ -5,6 +5,7 @@
 
 Only the projections are adapted and the head is frozen, so the policy at the start of an iteration is kept as
 the last hidden states of the responses: its logits over the full vocabulary come back by one product.
+Responses to one prompt that follow each other share it: it is read once, and they continue it.
 
 Shape letters: T tokens of a pass, C of them response tokens, D hidden, V vocabulary, N responses.
 """
@@ -17,11 +18,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pomona.adapters.options import PASS_TOKENS
 from pomona.adapters.packing import Example, passes
-from pomona.adapters.training.task_trainer import Batch
 from pomona.compression.training.network import Network
 from pomona.compression.training.parameters import new_adapters
 from pomona.posttraining.training.mdloo_loss import (
@@ -52,6 +53,73 @@ def response_row(prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Exam
     learnt = np.zeros(len(ids), np.bool_)
     learnt[len(prompt_ids) :] = True
     return Example(0, b"", ids, learnt)
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """Prompts, each before all of its responses. places [C]: whose state foretells a token of a response,
+    which for the first is the prompt's last; wanted [C]: that token."""
+
+    ids: Tensor  # [1, T]
+    lengths: tuple[int, ...]
+    after: tuple[int, ...]
+    places: Tensor
+    wanted: Tensor
+
+    @classmethod
+    def of(cls, families: Sequence[Sequence[Example]]) -> SharedBatch:
+        """families: responses to one prompt each."""
+        ids: list[NDArray[np.int32]] = []
+        after: list[int] = []
+        places: list[NDArray[np.int64]] = []
+        wanted: list[NDArray[np.int32]] = []
+        at = 0
+        for family in families:
+            prompt = prompt_of(family[0])
+            number = len(ids)
+            ids.append(prompt)
+            after.append(-1)
+            at += len(prompt)
+            last = at - 1
+            for row in family:
+                response = row.ids[len(prompt) :]
+                places.append(np.array([last, *range(at, at + len(response) - 1)]))
+                wanted.append(response)
+                if len(response) > 1:  # nothing is read of a single token
+                    ids.append(response[:-1])
+                    after.append(number)
+                    at += len(response) - 1
+        return cls(
+            torch.from_numpy(np.concatenate(ids).astype(np.int64))[None],
+            tuple(len(part) for part in ids),
+            tuple(after),
+            torch.from_numpy(np.concatenate(places)),
+            torch.from_numpy(np.concatenate(wanted).astype(np.int64)),
+        )
+
+
+def prompt_of(row: Example) -> NDArray[np.int32]:
+    """What stands before the response."""
+    return row.ids[: int(np.argmax(row.learnt))]
+
+
+def families_of(rows: Sequence[Example], limit: int) -> tuple[list[list[int]], list[int]]:
+    """Numbers of neighbours with one prompt, and how many tokens are read of them: at most `limit`, unless a
+    single row has more."""
+    families: list[list[int]] = []
+    costs: list[int] = []
+    previous = b""
+    for number, row in enumerate(rows):
+        prompt = prompt_of(row)
+        more = len(row.ids) - len(prompt) - 1
+        if families and prompt.tobytes() == previous and costs[-1] + more <= limit:
+            families[-1].append(number)
+            costs[-1] += more
+        else:
+            families.append([number])
+            costs.append(len(prompt) + more)
+        previous = prompt.tobytes()
+    return families, costs
 
 
 class Policy:
@@ -105,7 +173,7 @@ class Policy:
         """log pi(y | x) of every row, in nats. keep: with the states that the exact KL needs."""
         found: dict[int, Score] = {}
         for numbers, batch, responses in self._batches(rows):
-            states_TD, _ = self.network.forward(batch.ids, lengths=batch.lengths)
+            states_TD, _ = self.network.forward(batch.ids, lengths=batch.lengths, after=batch.after)
             states_CD = states_TD[batch.places]
             logits_CV = self._logits(states_CD)
             log_p, log_z = log_probs(logits_CV, responses, self.temperature)
@@ -133,7 +201,9 @@ class Policy:
         there is none."""
         total = 0.0
         for numbers, batch, responses in self._batches(rows):
-            states_TD, kept = self.network.forward(batch.ids, keep=True, lengths=batch.lengths)
+            states_TD, kept = self.network.forward(
+                batch.ids, keep=True, lengths=batch.lengths, after=batch.after
+            )
             logits_CV = self._logits(states_TD[batch.places])
             log_p, log_z = log_probs(logits_CV, responses, self.temperature)
             kl = logits_gradient(
@@ -146,7 +216,7 @@ class Policy:
                 temperature=self.temperature,
             )
             grad_TD = torch.zeros_like(states_TD)
-            grad_TD[batch.places] = torch.mm(logits_CV, self.network.head_VD)
+            grad_TD.index_add_(0, batch.places, torch.mm(logits_CV, self.network.head_VD))
             self.network.backward(grad_TD, kept)
             total += float(kl.sum())
         return total
@@ -160,10 +230,12 @@ class Policy:
     def _logits(self, states_CD: Tensor) -> Tensor:
         return torch.mm(states_CD, self.network.head_VD.t())
 
-    def _batches(self, rows: Sequence[Example]) -> Iterator[tuple[list[int], Batch, Responses]]:
+    def _batches(self, rows: Sequence[Example]) -> Iterator[tuple[list[int], SharedBatch, Responses]]:
         """The rows in passes of a bounded number of tokens; a long one has a pass of its own."""
-        for numbers in passes([row.tokens for row in rows], self.pass_tokens):
-            batch = Batch.of([rows[number] for number in numbers])
+        families, costs = families_of(rows, self.pass_tokens)
+        for chosen in passes(costs, self.pass_tokens):
+            numbers = [number for family in chosen for number in families[family]]
+            batch = SharedBatch.of([[rows[number] for number in families[family]] for family in chosen])
             counts = torch.tensor([rows[number].answers for number in numbers])
             owner = torch.repeat_interleave(torch.arange(len(numbers)), counts)
             yield numbers, batch, Responses(batch.wanted, owner, len(numbers))
