@@ -36,6 +36,20 @@ def test_a_full_queue_says_when_to_come_back(engine: Engine, steps: Steps) -> No
         assert len(scheduler.submit(Request((1,), max_new_tokens=2)).result(WAIT).token_ids) == 2
 
 
+def test_a_reader_may_wait_for_several_tokens(engine: Engine) -> None:
+    async def read() -> tuple[list[list[int]], tuple[int, ...]]:
+        with Scheduler(engine) as scheduler:
+            ticket = scheduler.submit(Request((1,), max_new_tokens=20))
+            parts: list[list[int]] = []
+            while new := await asyncio.wait_for(ticket.more(sum(map(len, parts)), 8), WAIT):
+                parts.append(new)
+            return parts, (await ticket.wait()).token_ids
+
+    parts, tokens = asyncio.run(read())
+    assert tuple(token for part in parts for token in part) == tokens
+    assert len(parts) <= 3 and all(len(part) >= 8 for part in parts[:-1])
+
+
 def test_cancelling_frees_the_memory(engine: Engine, steps: Steps) -> None:
     free = engine.native.free_tokens
     with Scheduler(engine, max_running=1) as scheduler:

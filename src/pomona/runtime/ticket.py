@@ -98,7 +98,8 @@ class Ticket:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._sleepers = 0
-        self._futures: list[asyncio.Future[None]] = []  # they wait for the next token, these for the end:
+        # They wait for so many tokens, these for the end:
+        self._futures: list[tuple[int, asyncio.Future[None]]] = []
         self._last_futures: list[asyncio.Future[None]] = []
         self._tokens: list[int] = []
         self.logprobs: list[TokenLogprobs] = []  # one per token at least, if the request asked for them
@@ -136,18 +137,18 @@ class Ticket:
         if waiting:
             await future
 
-    async def more(self, at: int) -> list[int]:
-        """The tokens from number `at` on as soon as there is one; empty: the request has ended before.
+    async def more(self, at: int, least: int = 1) -> list[int]:
+        """The tokens from number `at` on, as soon as there are `least` or no more come; empty: no more came.
 
         For readers who take what a slow moment has gathered in one piece; errors are left to `error`.
         """
         while True:
             with self._lock:
                 new = self._tokens[at:]
-                if new or self._completion is not None:
+                if len(new) >= least or self._completion is not None:
                     return new
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-                self._futures.append(future)
+                self._futures.append((at + least, future))
             await future
 
     @property
@@ -221,8 +222,9 @@ class Ticket:
         if self._sleepers:
             self._changed.notify_all()
         if self._futures:
-            wakeups.add(self._futures)
-            self._futures = []
+            there = math.inf if self._completion is not None else len(self._tokens)
+            wakeups.add([future for wanted, future in self._futures if wanted <= there])
+            self._futures = [waiting for waiting in self._futures if waiting[0] > there]
 
 
 @dataclass(frozen=True)

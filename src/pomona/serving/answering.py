@@ -164,6 +164,11 @@ class Choice:
         """Nothing that the ticket still brings will be shown."""
         return self.stopped or self.refused is not None
 
+    @property
+    def piece(self) -> int:
+        """Tokens after which there is something to decide: a guarded answer is judged by segments."""
+        return 1 if self._stop is not None or self.guard is None else self.guard.segment
+
     async def may_end_early(self) -> bool:
         """Whether it may be over before its ticket is; a guarded one waits for the verdict on its input."""
         if self._stop is not None or self.guard is None:
@@ -340,7 +345,7 @@ def _submit(state: ServerState, job: Job, number: int) -> list[Choice]:
 async def read_to_end(choice: Choice) -> Ending:
     """All of an answer for which nobody waits token by token."""
     if await choice.may_end_early():
-        while not choice.over and (new := await choice.ticket.more(choice.read)):
+        while not choice.over and (new := await choice.ticket.more(choice.read, choice.piece)):
             await choice.show(new)
         if choice.over:
             choice.ticket.cancel()

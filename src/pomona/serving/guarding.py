@@ -37,7 +37,7 @@ class AnswerGuard:
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._phrases = PhraseFilter(exchange.rules.lists)
-        self._segment = exchange.shield.policy.segment
+        self.segment = exchange.shield.policy.segment  # tokens
         self.text = ""  # that has passed the phrases
         self.refusal: Refusal | None = None
         self._admitted = False  # the input has passed
@@ -56,7 +56,7 @@ class AnswerGuard:
             return ""
         if not self._exchange.judges_answers:
             return self._show(len(self.text))
-        if self._waiting is None and self._unjudged >= self._segment and len(self.text) > self._cleared:
+        if self._waiting is None and self._unjudged >= self.segment and len(self.text) > self._cleared:
             with contextlib.suppress(Overloaded):  # there is time until the answer ends
                 self._ask()
         if self._waiting is not None and self._waiting.done:
