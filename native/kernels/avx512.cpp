@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "kernels/avx512_sums.h"
 #include "kernels/vector_kernels.h"
 
 namespace pomona {
@@ -40,6 +41,12 @@ struct Avx512 {
     __m128 v = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     v = _mm_add_ps(v, _mm_movehl_ps(v, v));
     return _mm_cvtss_f32(_mm_add_ss(v, _mm_movehdup_ps(v)));
+  }
+  // Lane 4 t + r is the sum of sums[r][t].
+  static F sums(const F (&sums)[4][4][1]) {
+    F all[16];
+    for (int i = 0; i < 16; ++i) all[i] = sums[i / 4][i % 4][0];
+    return sums_of_lanes(all);
   }
   static float reduce_max(F a) { return _mm512_reduce_max_ps(a); }
   static bool any_equal(F a, F b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ) != 0; }

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <vector>
 
+#include "kernels/avx512_sums.h"
 #include "kernels/kernels.h"
 
 namespace pomona {
@@ -48,28 +49,10 @@ inline __m512 dot(__m512 acc, __m512i weights, __m512i x) {
   return acc;
 }
 
-// The lanes of each of 16 vectors added up, always in the same order: lane i is the sum of vector i. One tree
-// for all takes a third of what 16 single sums do, which counts where rows are short.
-inline __m512 sums_of_lanes(const __m512 (&v)[16]) {
-  __m512 pairs[8], fours[4];
-  for (int i = 0; i < 8; ++i)
-    pairs[i] =
-        _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]), _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-  for (int i = 0; i < 4; ++i) {
-    const __m512d a = _mm512_castps_pd(pairs[2 * i]), b = _mm512_castps_pd(pairs[2 * i + 1]);
-    fours[i] =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), _mm512_castpd_ps(_mm512_unpackhi_pd(a, b)));
-  }
-  const auto halved = [](__m512 a, __m512 b) {
-    return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
-  };
-  return halved(halved(fours[0], fours[1]), halved(fours[2], fours[3]));
-}
-
 // R weight rows x T tokens, lanes along K.
 template <int R, int T>
 void tile(const Matrix& w, int row, const RoundedRows& x, int token, float* y, std::size_t y_stride) {
-  __m512 acc[16]; // of token t and row r: 4 t + r
+  __m512 acc[16]; // of row r and token t: 4 r + t
   for (__m512& lanes : acc) lanes = _mm512_setzero_ps();
   const auto* weights =
       reinterpret_cast<const std::uint16_t*>(w.data) + static_cast<std::size_t>(row) * w.cols;
@@ -79,14 +62,14 @@ void tile(const Matrix& w, int row, const RoundedRows& x, int token, float* y, s
     for (int t = 0; t < T; ++t) xv[t] = _mm512_loadu_si512(x.row(token + t) + k);
     for (int r = 0; r < R; ++r) {
       const __m512i wv = _mm512_loadu_si512(weights + static_cast<std::size_t>(r) * w.cols + k);
-      for (int t = 0; t < T; ++t) acc[4 * t + r] = dot(acc[4 * t + r], wv, xv[t]);
+      for (int t = 0; t < T; ++t) acc[4 * r + t] = dot(acc[4 * r + t], wv, xv[t]);
     }
   }
   if (k < w.cols) // 16 columns are left
     for (int r = 0; r < R; ++r) {
       const __m512i wv = _mm512_maskz_loadu_epi16(0xffff, weights + static_cast<std::size_t>(r) * w.cols + k);
       for (int t = 0; t < T; ++t)
-        acc[4 * t + r] = dot(acc[4 * t + r], wv, _mm512_loadu_si512(x.row(token + t) + k));
+        acc[4 * r + t] = dot(acc[4 * r + t], wv, _mm512_loadu_si512(x.row(token + t) + k));
     }
   alignas(64) float sums[16];
   _mm512_store_ps(sums, sums_of_lanes(acc));

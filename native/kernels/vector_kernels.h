@@ -121,8 +121,15 @@ struct VectorKernels {
           for (int t = 0; t < T; ++t) acc[r][t][n] = V::fma(wv, xv[t], acc[r][t][n]);
         }
       }
-    for (int r = 0; r < R; ++r)
-      for (int t = 0; t < T; ++t) y[t * y_stride + row + r] = fold_lanes(acc[r][t]);
+    if constexpr (W == 16 && R == 4 && T == 4) {
+      float sums[16];
+      V::store(sums, V::sums(acc));
+      for (int t = 0; t < T; ++t)
+        for (int r = 0; r < R; ++r) y[t * y_stride + row + r] = sums[4 * t + r];
+    } else {
+      for (int r = 0; r < R; ++r)
+        for (int t = 0; t < T; ++t) y[t * y_stride + row + r] = fold_lanes(acc[r][t]);
+    }
   }
 
   template <int T>
