@@ -50,6 +50,16 @@ def test_a_reader_may_wait_for_several_tokens(engine: Engine) -> None:
     assert len(parts) <= 3 and all(len(part) >= 8 for part in parts[:-1])
 
 
+def test_what_is_submitted_together_comes_into_one_step(engine: Engine) -> None:
+    with Scheduler(engine) as scheduler:
+        for _ in range(5):
+            steps = scheduler.stats().steps
+            with scheduler.together():
+                tickets = [scheduler.submit(Request((token,), max_new_tokens=1)) for token in (1, 2, 3)]
+            results(tickets)
+            assert scheduler.stats().steps == steps + 1
+
+
 def test_cancelling_frees_the_memory(engine: Engine, steps: Steps) -> None:
     free = engine.native.free_tokens
     with Scheduler(engine, max_running=1) as scheduler:

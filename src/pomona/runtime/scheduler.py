@@ -17,7 +17,7 @@ import heapq
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -83,7 +83,7 @@ class Scheduler:
         self._batcher = Batcher(engine, adapters, max_running, prefill_chunk, self._fail, self._wake)
 
         # Shared with the callers, under the lock of `_changed`:
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = threading.Condition()
         self._news = False
         self._incoming: list[Run] = []
         self._cancelled: list[Run] = []
@@ -140,6 +140,13 @@ class Scheduler:
             self._incoming.append(run)
             self._notify()
         return run.ticket
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """What this thread submits within the block comes into one step, if there is room. The scheduler
+        waits meanwhile: keep it short."""
+        with self._changed:
+            yield
 
     def stats(self) -> SchedulerStats:
         lanes = {

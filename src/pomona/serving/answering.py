@@ -283,10 +283,12 @@ async def submitted(state: ServerState, *jobs: Job) -> list[Choice]:
     try:
         for job in jobs:
             if job.guide is None:
-                choices += _submit(state, job, len(choices))
+                with state.model.scheduler.together():  # prompts, and the checks of them
+                    choices += _submit(state, job, len(choices))
+                    _guard(state, job, choices[-job.choices :])
             else:  # compiling a guide may take its time
                 choices += await asyncio.to_thread(_submit, state, job, len(choices))
-            _guard(state, job, choices[-job.choices :])
+                _guard(state, job, choices[-job.choices :])
     except BaseException:
         cancel_all(choices)
         raise
