@@ -83,7 +83,7 @@ class Scheduler:
         self._batcher = Batcher(engine, adapters, max_running, prefill_chunk, self._fail, self._wake)
 
         # Shared with the callers, under the lock of `_changed`:
-        self._changed = threading.Condition()
+        self._changed = threading.Condition()  # its lock may be taken again by who has it: together()
         self._news = False
         self._incoming: list[Run] = []
         self._cancelled: list[Run] = []

@@ -138,7 +138,7 @@ class Guardrail:
         return self._ask("output", self._prompts.of_output(request, answer, judged), b"")
 
     def forget(self) -> None:
-        """Verdicts that were given."""
+        """Drops the verdicts that were given: every text is judged anew."""
         with self._lock:
             self._known.clear()
 
