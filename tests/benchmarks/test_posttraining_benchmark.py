@@ -11,9 +11,14 @@ import numpy as np
 import pytest
 
 from benchmarks import posttraining, posttraining_mdloo
+from benchmarks.common import BenchmarkError
 from benchmarks.peer import ROOT
 from benchmarks.posttraining_equations import drift, hand_gap, hand_gradient, library_gradient
+from benchmarks.posttraining_ifeval import Answers, Judge, points_between
 from benchmarks.rollout_peer import GeneratePeer
+from pomona.adapters.metrics import Interval
+from pomona.evaluation.ifeval import Case, Instruction
+from pomona.posttraining.prompts import Prompt
 
 
 @pytest.mark.parametrize("estimator", ["exact", "sampled"])
@@ -61,15 +66,46 @@ def test_ifeval_is_needed_and_said_to_be(
 
 def test_a_row_tells_of_a_method_with_its_intervals() -> None:
     result = SimpleNamespace(value=lambda measure: 0.25, interval=lambda measure: (0.2, 0.3))
-    answers = posttraining_mdloo.Answers(result, 0.5)
+    answers = Answers(result, 0.5, 120.0)
     iterations = [SimpleNamespace(reward=value, kl_reference=1.5) for value in (0.1, 0.2, 0.3, 0.4, 0.9)]
     row = posttraining_mdloo._row(
-        "mdloo", SimpleNamespace(iterations=iterations), answers, (0.05, -0.01, 0.1)
+        "mdloo", SimpleNamespace(iterations=iterations), answers, Interval(5.0, -1.0, 10.0, 4)
     )
     assert row["training reward, first and last fifth"] == "0.100 0.900"
     assert row["IFEval strict, prompts"] == "25.0% (20.0 .. 30.0)"
-    assert row["points gained"] == "+5.0 (-1.0 .. +10.0)"
+    assert row["points"] == "+5.0 (-1.0 .. +10.0)"
     assert set(posttraining_mdloo._row("start", None, answers, None)) == set(row)
+
+
+def test_points_between_methods_are_of_each_prompts_mean_over_seeds() -> None:
+    def result(*followed: bool) -> SimpleNamespace:
+        return SimpleNamespace(strict=[(one, True) for one in followed])
+
+    start = [result(False, False, True, False)] * 2
+    trained = [result(True, False, True, False), result(True, True, True, False)]
+    found = points_between(trained, start)
+    assert found.value == pytest.approx(37.5) and found.low <= found.value <= found.high
+    assert points_between(start, start).high == 0
+
+
+def test_answers_are_kept_and_belong_to_what_was_asked(tmp_path: Path) -> None:
+    instruction = Instruction("punctuation:no_comma", ({"check": "no_comma"},))
+    cases = [Case("1", "Say it without commas.", (instruction,))]
+    held_out = [Prompt(({"role": "user", "content": "No commas!"},), ({"check": "no_comma"},))]
+    asked = []
+
+    class Silent(Judge):
+        def ask(self, adapter: Path | None) -> list[str]:
+            asked.append(adapter)
+            return ["one, two", "three"]
+
+    kept = tmp_path / "start.answers.json"
+    first = Silent(tmp_path, cases, held_out, 8, 1).answers(None, kept)
+    again = Silent(tmp_path, cases, held_out, 8, 1).answers(None, kept)
+    assert asked == [None]
+    assert first == again and first.ifeval.value("prompt_strict") == 0 and first.reward == 1
+    with pytest.raises(BenchmarkError, match="--work"):
+        Silent(tmp_path, cases, held_out, 9, 1).answers(None, kept)
 
 
 @pytest.mark.slow
