@@ -11,7 +11,8 @@ reach with gamma and without.
 `generate` (two data types) and by llama.cpp's server (each of its models), in turns, on the same prompts.
 Tokens up to the end of each response count, those that fill a batch up do not.
 
-*Committee*: four adapters sampled in one mixed batch against one after the other; then two rounds of iTeC.
+*Committee*: four adapters sampled in one mixed batch against one after the other; then rounds of iTeC: the
+first, of the base alone, makes the committee, two more are its own.
 
 benchmarks.posttraining_mdloo trains on verifiable prompts and asks IFEval; benchmarks.posttraining_reward is
 about the reward model.
@@ -49,6 +50,7 @@ MEMBERS = 4
 HAND_GAP, TRL_GAP = 1e-8, 1e-4
 OVER_TRANSFORMERS, OVER_LLAMA = 10.0, 2.0
 PROMPTS, SAMPLES, TOKENS, ROUNDS = 8, 8, 96, 3
+ITEC_ROUNDS = 3
 QUICK_PROMPTS, QUICK_SAMPLES, QUICK_TOKENS = 4, 4, 24
 SEED = 11
 
@@ -260,60 +262,13 @@ class Bench:
         self.results["committee_tokens_per_second"] = speeds
 
     def itec_rounds(self) -> None:
-        """Two rounds of iTeC: the reward of the picks by round, and the student against every member."""
-        from pomona.models.store import resolve
-        from pomona.posttraining.instructions import InstructionOptions, make_prompts
-        from pomona.posttraining.itec import ItecOptions, itec
-        from pomona.posttraining.options import read_recipe
+        from benchmarks.posttraining_itec import rows_of_rounds, some_rounds
 
         o = self.options
-        options = read_recipe(ROOT / "recipes" / "post" / "itec-laptop.yaml", "itec", ItecOptions)
-        prompts = make_prompts(
-            InstructionOptions(rows=options.held_out + 2 * (options.prompts or 1), seed=SEED)
-        )
         work = Path(o.work) if o.work else self.folder / "itec"
-        done: list[str] = []
-        state = itec(
-            resolve(o.model),
-            prompts,
-            "verify",
-            work=work,
-            rounds=2,
-            options=options,
-            threads=o.threads,
-            progress=lambda label, count, total: _progress(f"iTeC: {label} {count}/{total}"),
-            on_step=lambda number, step, what: done.append(f"round {number}, {step}: {what}"),
-        )
-        for number in range(1, state["rounds"] + 1):
-            self._round(work / f"round-{number:02d}", number)
-        self.results["itec"] = {"steps": done, "committee": state["committee"]}
-
-    def _round(self, folder: Path, number: int) -> None:
-        import json
-        import math
-
-        from pomona.posttraining.committee import Answer, best_per_prompt
-
-        rows = [json.loads(line) for line in (folder / "responses.jsonl").read_text().splitlines()]
-        rewards = json.loads((folder / "scores.json").read_text())["rewards"]
-        answers = [
-            Answer(row["prompt"], row["member"], row["text"], math.nan if value is None else value)
-            for row, value in zip(rows, rewards, strict=True)
-        ]
-        best = [answer.reward for answer in best_per_prompt(answers).values()]
-        scored = [value for value in rewards if value is not None]
-        members = len({answer.member for answer in answers})
-        self.row(
-            f"iTeC, round {number}: reward of the picks",
-            f"{statistics.mean(best):.3f}",
-            f"of all responses {statistics.mean(scored):.3f}, {members} members",
-        )
-        measured = json.loads((folder / "committee.json").read_text())["measured"]
-        for member in measured:
-            kind = "the distilled student" if member["name"] == f"rs-{number}" else member["technique"]
-            self.row(
-                f"iTeC, round {number}: held-out reward of {member['name']}", f"{member['reward']:.3f}", kind
-            )
+        done = some_rounds(o.model, work, ITEC_ROUNDS, o.threads, _progress)
+        self.rows += rows_of_rounds(work, ITEC_ROUNDS)
+        self.results["itec"] = done
 
 
 def run(options: argparse.Namespace) -> Report:

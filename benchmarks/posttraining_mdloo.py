@@ -8,10 +8,11 @@ Each method trains an adapter of the same start on the project's own prompts (po
 none shares a run of words with IFEval's) for the same time on the same threads, with the recipe in
 recipes/post/mdloo-laptop.yaml. MDLOO and rejection sampling take an optimizer step on every fourth part of an
 iteration's responses; RLOO, which may look at a response only while it is fresh, has iterations of a fourth
-of the prompts, so that a step of each is on as many. Before and after, IFEval's prompts and held-out ones of
-our own are answered greedily. Intervals are 95% by resampling prompts; differences are of the same
-prompts. With --work a run that was stopped goes on. Needs the public data sets
-(POMONA_DATA).
+of the prompts, so that a step of each is on as many. What the others reach is shown and is no goal.
+
+Before and after, IFEval's prompts and held-out ones of our own are answered greedily. Intervals are 95% by
+resampling prompts; differences are of the same prompts. With --work a run that was stopped goes on. Needs the
+public data sets (POMONA_DATA).
 """
 
 from __future__ import annotations
@@ -89,9 +90,10 @@ def run(options: argparse.Namespace) -> Report:
         other = "the start" if method == "mdloo" else method
         gain = points_between(results["mdloo"], results[other])
         rows.append({**dict.fromkeys(rows[0], ""), "method": f"mdloo less {other}", "points": _points(gain)})
-        name = f"IFEval prompt-level strict accuracy, points of MDLOO over {other}, mean of seeds"
-        goals.append(Goal(name, gain.value, POINTS if method == "mdloo" else 0.0))
-        goals.append(Goal(f"the same over {other}, lower end of the 95% interval", gain.low, 0.0))
+        if method == "mdloo":
+            name = "IFEval prompt-level strict accuracy, points gained by MDLOO, mean of seeds"
+            goals.append(Goal(name, gain.value, POINTS))
+            goals.append(Goal("the same, lower end of the 95% interval", gain.low, 0.0))
     notes = [
         f"{options.model}, {options.threads} threads; {minutes:g} minutes of training for each method, and "
         f"the iteration that has begun by then; {len(prompts):,} training prompts, {len(held_out)} held out, "
@@ -119,6 +121,8 @@ def train(
     if method == "rloo":
         changes |= {"gamma": 0.0, "inner_steps": 1, "mini_batches": 1}
         changes["prompts"] = recipe.prompts // recipe.mini_batches
+    if method == "rs":
+        changes["beta"] = 0.0  # it has no use for the reference, and need not ask it
     if options.quick:
         changes |= {
             "prompts": 2,

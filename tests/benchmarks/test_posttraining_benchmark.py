@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from benchmarks.common import BenchmarkError
 from benchmarks.peer import ROOT
 from benchmarks.posttraining_equations import drift, hand_gap, hand_gradient, library_gradient
 from benchmarks.posttraining_ifeval import Answers, Judge, points_between
+from benchmarks.posttraining_itec import rows_of_rounds
 from benchmarks.rollout_peer import GeneratePeer
 from pomona.adapters.metrics import Interval
 from pomona.evaluation.ifeval import Case, Instruction
@@ -106,6 +108,25 @@ def test_answers_are_kept_and_belong_to_what_was_asked(tmp_path: Path) -> None:
     assert first == again and first.ifeval.value("prompt_strict") == 0 and first.reward == 1
     with pytest.raises(BenchmarkError, match="--work"):
         Silent(tmp_path, cases, held_out, 9, 1).answers(None, kept)
+
+
+def test_rounds_of_the_committee_are_told_with_the_student_beside_each_member(tmp_path: Path) -> None:
+    folder = tmp_path / "round-01"
+    folder.mkdir()
+    responses = [{"prompt": p, "member": m, "text": "x"} for p in range(3) for m in ("start", "dpo-0")]
+    (folder / "responses.jsonl").write_text("".join(json.dumps(row) + "\n" for row in responses))
+    (folder / "scores.json").write_text(json.dumps({"rewards": [0, 1, 0.5, None, 0, 0]}))
+    members = [{"name": "start", "reward": 0.25}, {"name": "rs-1", "reward": 0.75}]
+    by_prompt = {"start": [0, 0.5], "rs-1": [1, 0.5]}
+    evaluated = {"measured": members, "by_prompt": by_prompt, "committee": members[1:]}
+    (folder / "committee.json").write_text(json.dumps(evaluated))
+    picks, start, student = rows_of_rounds(tmp_path, 1)
+    assert picks["value"].startswith("0.500 (") and "of all 6 responses of 2 members 0.300" in picks["beside"]
+    assert start["value"].startswith("0.250 (") and start["beside"].startswith("student less it +0.500 (")
+    assert student["beside"] == "the distilled student, next committee"
+    del by_prompt["rs-1"], members[1]
+    (folder / "committee.json").write_text(json.dumps({**evaluated, "measured": members, "committee": []}))
+    assert rows_of_rounds(tmp_path, 1)[1]["beside"] == "no student came out of this round"
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,10 @@ def test_two_rounds_leave_members_picks_and_a_page(run: Callable[..., Any], tmp_
     assert len(members) >= 2 and len(rows(second / "responses.jsonl")) == 8 * len(members) * 2
     picks = rows(first / "picks.jsonl")
     assert picks and all(row["messages"][-1]["role"] == "assistant" for row in picks)
-    measured = json.loads((second / "committee.json").read_text())["measured"]
+    evaluated = json.loads((second / "committee.json").read_text())
+    measured = evaluated["measured"]
+    for member in measured:
+        assert member["reward"] == pytest.approx(statistics.mean(evaluated["by_prompt"][member["name"]]))
     assert all(0 <= member["reward"] <= 1 for member in measured)
     assert {member["technique"] for member in measured} >= {"start", "mdloo"}
     page = (second / "report.html").read_text()
@@ -215,7 +219,15 @@ def test_the_page_shows_hostile_text_as_text() -> None:
     answers = [Answer(0, "a", nasty, 1.0), Answer(0, "a", "other", math.nan)]
     members = [Member("a", nasty, 0, None, 0.5), Member("b", "rs", 1, None)]
     page = round_page(
-        1, prompts, answers, members, ["a"], [{"name": nasty, "note": nasty}], nasty, {nasty: 1}
+        1,
+        prompts,
+        answers,
+        members,
+        {"a": [0.25, None, 0.75], "b": [None]},
+        ["a"],
+        [{"name": nasty, "note": nasty}],
+        nasty,
+        {nasty: 1},
     )
     assert "<script" not in page and "&lt;script&gt;" in page
 

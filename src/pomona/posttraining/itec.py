@@ -334,20 +334,22 @@ class Round:
                 for text in texts[number]
             ]
             values = judge(reward, pairs, empty_reward=self.options.empty_reward).values
-            measured = []
+            measured, by_prompt = [], {}
             for place, member in enumerate(everybody):
                 own = [
-                    values[number * self.options.samples + sample]
+                    _mean(values[number * self.options.samples : (number + 1) * self.options.samples])
                     for number in range(place, jobs, len(everybody))
-                    for sample in range(self.options.samples)
                 ]
-                scored = [value for value in own if math.isfinite(value)]
-                mean = sum(scored) / len(scored) if scored else None
-                measured.append(replace(member, reward=mean))
+                by_prompt[member.name] = own
+                measured.append(replace(member, reward=_mean(own)))
             chosen = next_committee(measured, self.options.committee)
             _write_json(
                 path,
-                {"measured": [m.to_json() for m in measured], "committee": [m.to_json() for m in chosen]},
+                {
+                    "measured": [m.to_json() for m in measured],
+                    "by_prompt": by_prompt,
+                    "committee": [m.to_json() for m in chosen],
+                },
             )
             told = ", ".join(f"{m.name} {m.reward:.3f}" for m in measured if m.reward is not None)
             self._tell("evaluate", f"held-out reward: {told}")
@@ -357,7 +359,7 @@ class Round:
     def _report(self, answers: Sequence[Answer], new: Sequence[Member], committee: Sequence[Member]) -> None:
         from pomona.posttraining.itec_report import round_page
 
-        measured = json.loads((self.folder / "committee.json").read_text(encoding="utf-8"))["measured"]
+        evaluated = json.loads((self.folder / "committee.json").read_text(encoding="utf-8"))
         notes = [
             json.loads((self.folder / f"member-{technique}.json").read_text(encoding="utf-8"))
             for technique in self.options.techniques
@@ -367,7 +369,8 @@ class Round:
             self.number,
             self.learn,
             answers,
-            [Member(**member) for member in measured],
+            [Member(**member) for member in evaluated["measured"]],
+            evaluated["by_prompt"],
             [member.name for member in committee],
             notes,
             scores["reward"],
@@ -383,6 +386,12 @@ class Round:
     def _count(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress("sample", done, total)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Of those that are there."""
+    there = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(there) / len(there) if there else None
 
 
 def _read_state(

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from pomona.adapters.metrics import bootstrap, mean
 from pomona.posttraining.committee import Answer, Member, best_per_prompt
 from pomona.posttraining.prompts import Prompt
 
 EXAMPLES = 12
+REWARD = mean("reward", lambda value, _: value)
 MAX_SHOWN = 1200  # characters of a text
 
 _STYLE = """
@@ -32,13 +34,15 @@ def round_page(
     prompts: Sequence[Prompt],
     answers: Sequence[Answer],
     measured: Sequence[Member],
+    by_prompt: Mapping[str, Sequence[float | None]],
     committee: Sequence[str],
     trained: Sequence[Mapping[str, Any]],
     reward: str,
     problems: Mapping[str, int],
 ) -> str:
     """answers: of the round's committee, with rewards. measured: old and new members with their held-out
-    reward. committee: names of the next one. trained: name and note of every technique."""
+    reward; by_prompt: that of each held-out prompt, by the member's name. committee: names of the next one.
+    trained: name and note of every technique."""
     best = best_per_prompt(answers)
     mean_best = _mean([answer.reward for answer in best.values()])
     mean_all = _mean([answer.reward for answer in answers])
@@ -48,7 +52,7 @@ def round_page(
         f"Mean reward of all responses {mean_all:.3f}, of the best per prompt {mean_best:.3f}.</p>",
         _problems(problems),
         "<h2>Members</h2>",
-        _members(answers, best, measured, set(committee)),
+        _members(answers, best, measured, by_prompt, set(committee)),
         "<h2>Training</h2>",
         _table(("member", "what came of it"), [(one["name"], one["note"]) for one in trained]),
         "<h2>Examples</h2>",
@@ -62,7 +66,11 @@ def round_page(
 
 
 def _members(
-    answers: Sequence[Answer], best: Mapping[int, Answer], measured: Sequence[Member], kept: set[str]
+    answers: Sequence[Answer],
+    best: Mapping[int, Answer],
+    measured: Sequence[Member],
+    by_prompt: Mapping[str, Sequence[float | None]],
+    kept: set[str],
 ) -> str:
     picks = Counter(answer.member for answer in best.values())
     top = max((member.reward or 0 for member in measured), default=0) or 1
@@ -74,13 +82,13 @@ def _members(
         mark = '<span class="kept">yes</span>' if member.name in kept else "no"
         rows.append(
             f"<tr><td>{escape(member.name)}</td><td>{escape(member.technique)}</td>"
-            f'<td class="number">{_number(value)}</td>'
+            f'<td class="number">{_number(value)}</td><td>{_interval(by_prompt[member.name])}</td>'
             f'<td><div class="bar" style="width:{width:.0f}%"></div></td>'
             f'<td class="number">{_number(_mean(own)) if own else "new"}</td>'
             f'<td class="number">{picks[member.name] if own else ""}</td><td>{mark}</td></tr>'
         )
     head = (
-        '<tr><th>member</th><th>technique</th><th class="number">held-out reward</th><th></th>'
+        '<tr><th>member</th><th>technique</th><th class="number">held-out reward</th><th>95%</th><th></th>'
         '<th class="number">reward in the round</th><th class="number">picks</th><th>next committee</th></tr>'
     )
     return f"<table>{head}{''.join(rows)}</table>"
@@ -120,6 +128,15 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _mean(values: Sequence[float]) -> float:
     finite = [value for value in values if math.isfinite(value)]
     return sum(finite) / len(finite) if finite else math.nan
+
+
+def _interval(values: Sequence[float | None]) -> str:
+    """Of the mean, by resampling prompts."""
+    counts = [(value, 1.0) for value in values if value is not None]
+    if not counts:
+        return ""
+    found = bootstrap(REWARD, counts)
+    return f"{found.low:.3f} .. {found.high:.3f}"
 
 
 def _number(value: float | None) -> str:
