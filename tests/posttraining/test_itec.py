@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import statistics
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -174,6 +178,48 @@ def test_an_interrupted_round_goes_on_with_the_same_result(
     assert [(m["name"], m["reward"]) for m in state["committee"]] == [
         (m["name"], m["reward"]) for m in whole["committee"]
     ]
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {here!r})
+from pathlib import Path
+from test_itec import ROUND_OPTIONS, some_prompts
+from pomona.posttraining.itec import itec
+itec(Path({base!r}), some_prompts(), "verify", work=Path({work!r}), options=ROUND_OPTIONS, threads=1,
+     on_step=lambda number, step, what: print(step, flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [0, 1, 3, 4, 5])
+def test_a_killed_round_goes_on_with_the_same_result(
+    run: Callable[..., Any], base: Path, tmp_path: Path, steps: int
+) -> None:
+    """SIGKILL behind so many steps: while members sample, learn or are judged."""
+    whole = run(work="whole")
+    work = tmp_path / "killed"
+    code = CHILD.format(here=str(Path(__file__).parent), base=str(base), work=str(work))
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        for _ in range(steps):
+            assert child.stdout.readline()
+        while not list(work.glob("round-01/*")):  # imports take their time
+            time.sleep(0.01)
+        time.sleep(0.05)
+        child.kill()
+        assert child.wait() == -signal.SIGKILL
+    assert json.loads((work / "itec.json").read_text())["rounds"] == 0
+    state = run(work="killed")
+    assert state["rounds"] == 1
+    for ours, theirs in zip(state["committee"], whole["committee"], strict=True):
+        assert (ours["name"], ours["reward"]) == (theirs["name"], theirs["reward"])
+        if ours["round"]:
+            assert adapter_bytes(ours["directory"]) == adapter_bytes(theirs["directory"])
+
+
+def adapter_bytes(directory: str) -> bytes:
+    return (Path(directory) / "adapter_model.safetensors").read_bytes()
 
 
 def test_preferences_go_out_and_come_back(run: Callable[..., Any], tmp_path: Path, base: Path) -> None:
