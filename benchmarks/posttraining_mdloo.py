@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import sys
@@ -122,12 +123,14 @@ def train(
         changes |= {"gamma": 0.0, "inner_steps": 1, "mini_batches": 1}
         changes["prompts"] = recipe.prompts // recipe.mini_batches
     if method == "rs":
-        changes["beta"] = 0.0  # it has no use for the reference, and need not ask it
+        # It learns the best response alone: neither the reference nor the other ones need be read for that.
+        changes |= {"beta": 0.0, "informative": 2}
     if options.quick:
         changes |= {
             "prompts": 2,
             "samples": 4,
             "max_new_tokens": 24,
+            "mini_batches": 1,
             "inner_steps": 1 if method == "rloo" else 2,
         }
     for pair in options.set or ():
@@ -184,7 +187,9 @@ def _row(what: str, report: Any, answers: Answers, gain: Interval | None) -> Row
         f"{statistics.mean(rewards[-edge:]):.3f}"
         if rewards
         else "",
-        "KL to the start, nats": f"{last.kl_reference:.2f}" if last else "",
+        "KL to the start, nats": f"{last.kl_reference:.2f}"
+        if last and math.isfinite(last.kl_reference)
+        else "",
         "held-out reward": f"{answers.reward:.3f}",
         "characters": f"{answers.length:.0f}",
         "IFEval strict, prompts": f"{100 * answers.ifeval.value('prompt_strict'):.1f}% "

@@ -235,7 +235,7 @@ def test_preferences_go_out_and_come_back(run: Callable[..., Any], tmp_path: Pat
     judged.write_text("".join(json.dumps(row) + "\n" for row in lines))
     told: list[str] = []
     state = run(options=options, preferences=judged, on_step=lambda n, step, what: told.append(what))
-    assert state["rounds"] == 1 and "1 preferences came back" in told[0] and "unsound" in told[0]
+    assert state["rounds"] == 1 and told[0] == "1 preferences came back, 3 were unsound"
     pairs = rows(tmp_path / "work" / "round-01" / "pairs.jsonl")
     assert sum(row["chosen"] == "nine" for row in pairs) == 1
 

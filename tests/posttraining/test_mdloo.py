@@ -167,6 +167,34 @@ def test_a_row_without_advantage_changes_nothing_when_there_is_no_trust_region(b
     assert not leave_one_out(np.full((1, 4), 3.0)).any()
 
 
+def after_one_iteration(base: Path, reward: np.ndarray, rows: list[Any], **changes: Any) -> tuple[Any, Any]:
+    options = OPTIONS.with_changes(prompts=len(reward), **changes)
+    trainer = MdlooTrainer(Policy(Network.load(base), rank=4, scale=2.0), options)
+    stats = trainer.iterate(rows, reward)
+    return stats, trainer.policy.flat.values
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.01])
+def test_informative_responses_are_learnt_as_if_there_were_no_others(base: Path, beta: float) -> None:
+    rows = policy_rows(8)
+    reward = np.array([[0.0, 1.0, 0.1, 0.2], [1.0, 1.0, 1.0, 1.0]])
+    stats, values = after_one_iteration(base, reward, rows, informative=2, beta=beta)
+    assert stats.taught == 2
+    _, alone = after_one_iteration(base, reward[:1, :2], rows[:2], beta=beta)
+    assert torch.equal(values, alone)
+    _, everything = after_one_iteration(base, reward, rows, informative=4, beta=beta)
+    _, first = after_one_iteration(base, reward[:1], rows[:4], beta=beta)
+    assert torch.equal(everything, first) and not torch.equal(everything, values)
+
+
+@pytest.mark.parametrize("method", ["mdloo", "rs"])
+def test_where_all_are_worth_the_same_nothing_is_read_or_learnt(base: Path, method: str) -> None:
+    rows = policy_rows(4)
+    stats, values = after_one_iteration(base, np.full((2, 2), 0.5), rows, informative=2, method=method)
+    before = Policy(Network.load(base), rank=4, scale=2.0).flat.values
+    assert stats.taught == 0 and torch.equal(values, before)
+
+
 # --- runs
 
 
@@ -197,6 +225,14 @@ def test_the_relatives_learn_too(run: Callable[..., Any], method: str) -> None:
         changes |= {"inner_steps": 1, "gamma": 0.0}
     rewards = [one.reward for one in run(OPTIONS.with_changes(**changes)).iterations]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3])
+
+
+def test_a_few_informative_responses_suffice(run: Callable[..., Any]) -> None:
+    changes = {"iterations": 8, "samples": 8, "informative": 4, "mini_batches": 2}
+    report = run(OPTIONS.with_changes(**changes))
+    rewards = [one.reward for one in report.iterations]
+    assert np.mean(rewards[-3:]) > np.mean(rewards[:3])
+    assert all(one.taught <= 8 for one in report.iterations)
 
 
 def test_the_sampled_estimator_runs_as_well(run: Callable[..., Any]) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
 
-from pomona.posttraining.advantage import best_of, leave_one_out, shaped_rewards
+from pomona.posttraining.advantage import best_of, leave_one_out, most_telling, shaped_rewards
 from pomona.posttraining.training.mdloo_loss import (
     Responses,
     entropies,
@@ -201,3 +202,23 @@ def test_the_reward_is_lowered_by_how_far_the_policy_went() -> None:
 def test_the_best_is_the_first_of_the_highest_and_nobody_among_equals() -> None:
     reward = np.array([[0.0, 2.0, 2.0], [1.0, 1.0, 1.0], [np.nan, 0.5, 0.1], [np.nan, np.nan, np.nan]])
     assert best_of(reward) == [1, None, 1, None]
+
+
+def test_the_most_telling_are_the_best_and_the_worst() -> None:
+    nan = math.nan
+    reward = np.array(
+        [[0.0, 1, 0, 0, 0], [1, 0, 1, 1, 0], [0.5] * 5, [nan, nan, 1, nan, nan], [0, nan, 1, 2, 9]]
+    )
+    found = [np.flatnonzero(row).tolist() for row in most_telling(reward, 3)]
+    assert found[0] == [0, 1, 2] and len(found[1]) == 3 and {1, 4} < set(found[1])
+    assert found[2:] == [[], [], [0, 2, 4]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_other_choice_has_a_larger_variance(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    reward = rng.choice([0.0, 0.25, 0.5, 1.0], (1, 7)) if seed % 2 else rng.standard_normal((1, 7))
+    count = int(rng.integers(2, 8))
+    mark = most_telling(reward, count)
+    largest = max(np.var(reward[0, list(choice)]) for choice in combinations(range(7), count))
+    assert mark.sum() == count and np.var(reward[mark]) == pytest.approx(largest)

@@ -31,6 +31,22 @@ def leave_one_out(reward_PK: Floats) -> Floats:
     return np.where(scored & (count > 1), filled - others, 0.0)
 
 
+def most_telling(reward_PK: Floats, count: int) -> NDArray[np.bool_]:
+    """[P, K]: of every prompt's responses the `count` whose rewards have the largest variance: some of the
+    best and some of the worst (max-variance down-sampling, Xu et al., arXiv:2504.13818). None of a prompt
+    whose responses are all worth the same, or where fewer than two were scored."""
+    chosen = np.zeros(reward_PK.shape, bool)
+    for row, mark in zip(reward_PK, chosen, strict=True):
+        scored = np.flatnonzero(np.isfinite(row))
+        order = scored[np.argsort(row[scored], kind="stable")]
+        if len(order) < 2 or row[order[0]] == row[order[-1]]:
+            continue
+        size = min(count, len(order))
+        choices = [np.r_[order[: size - best], order[len(order) - best :]] for best in range(1, size)]
+        mark[max(choices, key=lambda choice: float(row[choice].var()))] = True
+    return chosen
+
+
 def best_of(reward_PK: Floats) -> list[int | None]:
     """For every prompt the number of its best response, the first of equals; None where nothing was scored,
     or where all are equal: then none is better than another."""

@@ -240,7 +240,8 @@ class Round:
             if not rows:
                 raise PomonaError(f"{preferences}: holds no sound preference ({report.first_bad()}); mend it")
             write_preferences(given, rows)
-            self._tell("to judge", f"{len(rows)} preferences came back, {len(report.problems)} were unsound")
+            unsound = report.read - report.good
+            self._tell("to judge", f"{len(rows)} preferences came back, {unsound} were unsound")
         if self.options.wait and not given.exists():
             raise WaitingForPreferences(path)
 

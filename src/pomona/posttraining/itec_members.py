@@ -137,7 +137,7 @@ def _preferences(
         restart=False,
         threads=threads,
     )
-    return result.directory, f"{result.pairs} pairs, {len(data.problems)} of the file unsound"
+    return result.directory, f"{result.pairs} pairs, {data.read - data.good} of the file unsound"
 
 
 def refresh_reward(

@@ -64,10 +64,11 @@ class Iteration:
             f"reward {self.reward:.3f}",
             f"KL of the step {self.kl_start:.3f}",
             f"length {self.length:.0f}",
-            f"entropy {self.entropy:.2f}",
             f"ratio {self.ratio_low:.2g} to {self.ratio_high:.3g}",
             f"{self.seconds:.0f} s ({self.rollout_tokens_per_second:.0f} tokens/s sampled)",
         ]
+        if math.isfinite(self.entropy):
+            parts.insert(4, f"entropy {self.entropy:.2f}")
         if math.isfinite(self.kl_reference):
             parts.insert(2, f"KL to the reference {self.kl_reference:.2f}")
         parts += [f"{count} {kind}" for kind, count in sorted(self.problems.items())]

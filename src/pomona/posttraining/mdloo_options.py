@@ -24,11 +24,13 @@ class MdlooOptions(Options):
     the reward. gamma: of the KL to the iteration's start policy within the step. estimator: of that KL.
     max_ratio: what a response's probability ratio counts at most, for that of a long one can grow beyond all
     bounds in a few steps; None: the report's step as it is. inner_steps: optimizer steps on the responses of
-    one iteration; mini_batches: into how many parts, of whole prompts, they go, one part to a step. warm_up:
-    steps in which the rate rises, for AdamW's first ones are of full size whatever the gradient is worth.
-    rank: of the adapter. temperature: of sampling, and of the policy that is trained. minutes: a time budget,
-    looked at before an iteration. unfinished_reward: of a response that was cut off at max_new_tokens; None:
-    what its text earns. empty_reward: of a response without text."""
+    one iteration; mini_batches: into how many parts, of whole prompts, they go, one part to a step.
+    informative: so many responses of a prompt are read and learnt, the best and the worst, and none where
+    all are worth the same; None: all. warm_up: steps in which the rate rises, for AdamW's first ones are of
+    full size whatever the gradient is worth. rank: of the adapter. temperature: of sampling, and of the
+    policy that is trained. minutes: a time budget, looked at before an iteration. unfinished_reward: of a
+    response that was cut off at max_new_tokens; None: what its text earns. empty_reward: of a response
+    without text."""
 
     method: Method = "mdloo"
     iterations: Count = 20
@@ -40,6 +42,7 @@ class MdlooOptions(Options):
     max_ratio: Annotated[float, Field(ge=1)] | None = 10.0
     inner_steps: Annotated[int, Field(ge=1, le=1000)] = 4
     mini_batches: Annotated[int, Field(ge=1, le=1024)] = 1
+    informative: Annotated[int, Field(ge=2, le=1024)] | None = None
     lr: Positive = 5e-5
     warm_up: Annotated[int, Field(ge=0, le=1_000_000)] = 8
     clip: Positive = 1.0

@@ -1,6 +1,7 @@
 """One iteration of MDLOO, RLOO or rejection sampling on responses that were sampled and rewarded.
 
-    1. log pi_ref and log pi_k of all responses, pi_k being the policy that sampled them
+    1. log pi_ref and log pi_k of all responses, or of the informative ones (advantage.most_telling), pi_k
+       being the policy that sampled them
     2. R = r - beta log(pi_k / pi_ref), and its leave-one-out advantage (advantage.py)
     3. `inner_steps` optimizer steps on the surrogate of mdloo_loss.py
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from torch import Tensor
 from pomona.adapters.packing import Example
 from pomona.errors import PomonaError
 from pomona.models.safetensors_file import SafetensorsFile, SafetensorsWriter, TensorSpec
-from pomona.posttraining.advantage import best_of, leave_one_out, shaped_rewards
+from pomona.posttraining.advantage import best_of, leave_one_out, most_telling, shaped_rewards
 from pomona.posttraining.mdloo_options import MdlooOptions
 from pomona.posttraining.training.mdloo_loss import mirror_descent_coefficients, sampled_kl
 from pomona.posttraining.training.policy import Policy, Score
@@ -37,10 +38,10 @@ _BETAS = (0.9, 0.95)
 
 @dataclass(frozen=True)
 class IterationStats:
-    """Means over the responses of an iteration. kl_reference: log pi_k - log pi_ref of the samples, nats per
-    response; NaN without beta, when nobody asks the reference. kl_start: KL(pi || pi_k) when the last inner
-    step looked, before it was made, nats per response; 0 with one step. ratio: largest and smallest rho then.
-    entropy: nats per token of pi_k."""
+    """Means over the responses of an iteration that are read (all, or the informative ones). kl_reference:
+    log pi_k - log pi_ref of the samples, nats per response; NaN without beta, when nobody asks the
+    reference. kl_start: KL(pi || pi_k) when the last inner step looked, before it was made, nats per
+    response; 0 with one step. ratio: largest and smallest rho then. entropy: nats per token of pi_k."""
 
     kl_reference: float
     kl_start: float
@@ -69,16 +70,22 @@ class MdlooTrainer:
         if len(rows) != groups * samples:
             raise ValueError(f"{len(rows)} responses for {groups} prompts of {samples}")
         exact = o.method != "rs" and o.gamma > 0 and o.estimator == "exact" and o.inner_steps > 1
-        start = self.policy.score(rows, entropy=True, keep=exact)
-        reference = start
+        read_PK = np.ones(reward_PK.shape, bool)
+        if o.informative is not None:
+            read_PK = most_telling(reward_PK, o.informative)
+        read = [int(n) for n in np.flatnonzero(read_PK)]
+        scores = self.policy.score([rows[n] for n in read], entropy=True, keep=exact)
+        start = dict(zip(read, scores, strict=True))
+        reference = scores
         if o.beta > 0:
             with self.policy.as_reference():
-                reference = self.policy.score(rows)
-        log_k = np.array([score.log_p for score in start]).reshape(groups, samples)
-        log_ref = np.array([score.log_p for score in reference]).reshape(groups, samples)
-        shaped = shaped_rewards(reward_PK, log_k - log_ref, o.beta)
+                reference = self.policy.score([rows[n] for n in read])
+        log_ratio = np.full(reward_PK.size, math.nan)
+        log_ratio[read] = [k.log_p - ref.log_p for k, ref in zip(scores, reference, strict=True)]
+        shaped = shaped_rewards(reward_PK, log_ratio.reshape(reward_PK.shape), o.beta)
         if o.method == "rs":
-            picks = [p * samples + best for p, best in enumerate(best_of(reward_PK)) if best is not None]
+            best = best_of(np.where(read_PK, reward_PK, math.nan))
+            picks = [p * samples + number for p, number in enumerate(best) if number is not None]
             advantage = np.zeros(groups * samples)
             advantage[picks] = 1.0
         else:
@@ -87,35 +94,37 @@ class MdlooTrainer:
         for step in range(o.inner_steps):
             # At the first step the policy is still pi_k: its KL and that one's gradient are zero.
             bounded = o.method != "rs" and o.gamma > 0 and step > 0
-            chosen = self._part(step, groups, samples)
+            chosen = self._part(step, read_PK)
             last = self._step(rows, chosen, advantage, start, bounded=bounded)
         self.iteration += 1
-        tokens = sum(score.tokens for score in start)
+        tokens = sum(score.tokens for score in scores)
         return IterationStats(
-            kl_reference=float(np.mean(log_k - log_ref)) if o.beta > 0 else math.nan,
+            kl_reference=float(np.mean(log_ratio[read])) if o.beta > 0 and read else math.nan,
             kl_start=last.kl,
             advantage_spread=float(np.std(advantage)),
-            entropy=sum(score.entropy for score in start) / max(tokens, 1),
+            entropy=sum(score.entropy for score in scores) / tokens if tokens else math.nan,
             ratio_high=last.high,
             ratio_low=last.low,
             gradient_norm=last.norm,
             taught=int(np.count_nonzero(advantage)),
         )
 
-    def _part(self, step: int, groups: int, samples: int) -> list[int]:
+    def _part(self, step: int, read_PK: NDArray[np.bool_]) -> list[int]:
         """The responses of an inner step: whole prompts, all of them once in `mini_batches` steps."""
+        groups, samples = read_PK.shape
         parts = self.options.mini_batches
         whole, at = divmod(step, parts)
         order = np.random.default_rng([self.options.seed, self.iteration, whole]).permutation(groups)
+        order = order[read_PK.any(1)[order]]
         prompts = order if parts == 1 else np.array_split(order, parts)[at]
-        return [int(p) * samples + k for p in sorted(prompts) for k in range(samples)]
+        return [int(p) * samples + k for p in sorted(prompts) for k in range(samples) if read_PK[p, k]]
 
     def _step(
         self,
         rows: Sequence[Example],
         chosen: list[int],
         advantage: NDArray[np.float64],
-        start: Sequence[Score],
+        start: Mapping[int, Score],
         *,
         bounded: bool,
     ) -> _Step:
