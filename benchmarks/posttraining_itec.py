@@ -21,7 +21,13 @@ RECIPE = ROOT / "recipes" / "post" / "itec-laptop.yaml"
 
 
 def some_rounds(
-    model: str, work: Path, rounds: int, threads: int, progress: Callable[[str], None]
+    model: str,
+    work: Path,
+    rounds: int,
+    threads: int,
+    progress: Callable[[str], None],
+    *,
+    quick: bool = False,
 ) -> dict[str, Any]:
     """The steps that were done, and the last committee. Rounds that `work` holds are not run again."""
     from pomona.models.store import resolve
@@ -30,6 +36,11 @@ def some_rounds(
     from pomona.posttraining.options import read_recipe
 
     options = read_recipe(RECIPE, "itec", ItecOptions)
+    if quick:
+        few = options.mdloo.with_changes(iterations=1, prompts=2, samples=4, mini_batches=1)
+        options = options.with_changes(
+            techniques=("rs", "mdloo"), prompts=6, held_out=4, max_new_tokens=24, least_reward=0.0, mdloo=few
+        )
     count = options.held_out + rounds * (options.prompts or 1)
     prompts = make_prompts(InstructionOptions(rows=count, seed=SEED))
     there = work / STATE

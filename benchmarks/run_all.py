@@ -106,7 +106,12 @@ def benchmarks() -> list[Benchmark]:
         "pretraining_table6", "Pruning and distillation: the report's Table 6 in small, at equal cost"
     )
     mdloo = [
-        Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees"),
+        Benchmark("posttraining", "Post-training: MDLOO's step, roll-outs, committees", ("--skip", "rounds")),
+        Benchmark(
+            "posttraining",
+            "The teaching committee: three rounds",
+            ("--skip", "equations", "rollouts", "transformers", "llama", "committee"),
+        ),
         Benchmark("posttraining_mdloo", "MDLOO, RLOO and rejection sampling on verifiable prompts"),
     ]
     runtime = [*decode, adapters, scheduler, serving, soak, speculation, guided]
