@@ -276,6 +276,7 @@ def test_the_page_shows_hostile_text_as_text() -> None:
         {nasty: 1},
     )
     assert "<script" not in page and "&lt;script&gt;" in page
+    assert ">0.250 .. 0.750</td>" in page  # the interval of what was judged
 
 
 @pytest.mark.slow

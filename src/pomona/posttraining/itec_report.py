@@ -22,6 +22,8 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; }
 th, td { text-align: left; padding: .35rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; }
+td.number { white-space: nowrap; }
+.bars { min-width: 6rem; width: 9rem; }
 .bar { background: var(--bar); height: .7rem; border-radius: .2rem; min-width: 1px; }
 .kept { color: var(--best); font-weight: 600; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: .2rem 0; font: inherit; }
@@ -82,13 +84,15 @@ def _members(
         mark = '<span class="kept">yes</span>' if member.name in kept else "no"
         rows.append(
             f"<tr><td>{escape(member.name)}</td><td>{escape(member.technique)}</td>"
-            f'<td class="number">{_number(value)}</td><td>{_interval(by_prompt[member.name])}</td>'
-            f'<td><div class="bar" style="width:{width:.0f}%"></div></td>'
+            f'<td class="number">{_number(value)}</td>'
+            f'<td class="number">{_interval(by_prompt[member.name])}</td>'
+            f'<td class="bars"><div class="bar" style="width:{width:.0f}%"></div></td>'
             f'<td class="number">{_number(_mean(own)) if own else "new"}</td>'
             f'<td class="number">{picks[member.name] if own else ""}</td><td>{mark}</td></tr>'
         )
     head = (
-        '<tr><th>member</th><th>technique</th><th class="number">held-out reward</th><th>95%</th><th></th>'
+        '<tr><th>member</th><th>technique</th><th class="number">held-out reward</th>'
+        '<th class="number">95%</th><th></th>'
         '<th class="number">reward in the round</th><th class="number">picks</th><th>next committee</th></tr>'
     )
     return f"<table>{head}{''.join(rows)}</table>"
