@@ -115,7 +115,7 @@ class MdlooTrainer:
         parts = self.options.mini_batches
         whole, at = divmod(step, parts)
         order = np.random.default_rng([self.options.seed, self.iteration, whole]).permutation(groups)
-        order = order[read_PK.any(1)[order]]
+        order = order[read_PK[order].any(1)]
         prompts = order if parts == 1 else np.array_split(order, parts)[at]
         return [int(p) * samples + k for p in sorted(prompts) for k in range(samples) if read_PK[p, k]]
 
