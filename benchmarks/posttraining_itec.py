@@ -75,6 +75,7 @@ def rows_of_rounds(work: Path, rounds: int) -> list[Row]:
 
 def _picks(folder: Path, number: int) -> Row:
     from pomona.adapters.metrics import bootstrap
+    from pomona.posttraining.itec_report import REWARD
 
     lines = (folder / "responses.jsonl").read_text(encoding="utf-8").split("\n")
     responses = [json.loads(line) for line in lines if line]
@@ -83,8 +84,8 @@ def _picks(folder: Path, number: int) -> Row:
     for response, reward in zip(responses, rewards, strict=True):
         if reward is not None:
             by_prompt[response["prompt"]].append(reward)
-    best = bootstrap(_mean(), [(max(values), 1.0) for values in by_prompt.values()])
-    everything = bootstrap(_mean(), [(sum(values), len(values)) for values in by_prompt.values()])
+    best = bootstrap(REWARD, [(max(values), 1.0) for values in by_prompt.values()])
+    everything = bootstrap(REWARD, [(sum(values), len(values)) for values in by_prompt.values()])
     members = len({response["member"] for response in responses})
     return {
         "what": f"iTeC, round {number}: reward of the picks",
@@ -95,6 +96,7 @@ def _picks(folder: Path, number: int) -> Row:
 
 def _members(folder: Path, number: int) -> list[Row]:
     from pomona.adapters.metrics import bootstrap, paired_bootstrap
+    from pomona.posttraining.itec_report import REWARD
 
     evaluated = json.loads((folder / "committee.json").read_text(encoding="utf-8"))
     counts = {name: [(value, 1.0) for value in values] for name, values in evaluated["by_prompt"].items()}
@@ -106,22 +108,16 @@ def _members(folder: Path, number: int) -> list[Row]:
         if student is None:
             beside = "no student came out of this round"
         elif name != f"rs-{number}":
-            beside = f"student less it {_shown(paired_bootstrap(_mean(), student, counts[name]), '+')}"
+            beside = f"student less it {_shown(paired_bootstrap(REWARD, student, counts[name]), '+')}"
         elected = ", next committee" if name in {one["name"] for one in evaluated["committee"]} else ""
         rows.append(
             {
                 "what": f"iTeC, round {number}: held-out reward of {name}",
-                "value": _shown(bootstrap(_mean(), counts[name])),
+                "value": _shown(bootstrap(REWARD, counts[name])),
                 "beside": beside + elected,
             }
         )
     return rows
-
-
-def _mean() -> Any:
-    from pomona.adapters.metrics import mean
-
-    return mean("reward", lambda value, _: value)
 
 
 def _shown(found: Any, sign: str = "") -> str:

@@ -112,6 +112,7 @@ def train(
     base: Path, prompts: Any, method: str, seed: int, minutes: float, work: Path, options: argparse.Namespace
 ) -> Any:
     """Its report; the one in `work`, if this training has been finished there before."""
+    from pomona.models.palettized import describe
     from pomona.posttraining.mdloo import is_unfinished, mdloo
     from pomona.posttraining.mdloo_options import MdlooOptions
     from pomona.posttraining.options import read_recipe
@@ -137,9 +138,10 @@ def train(
         key, _, value = pair.partition("=")
         changes[key] = json.loads(value)
     name = f"{method}-{seed}"
-    kept = work / f"{name}.json"
+    kept, chosen = work / f"{name}.json", recipe.with_changes(**changes)
+    made_by = {"base": describe(base).fingerprint, "options": chosen.model_dump(mode="json")}
     if kept.exists():
-        return _kept(kept, changes)
+        return _kept(kept, made_by)
     started = time.monotonic()
     report = mdloo(
         base,
@@ -147,7 +149,7 @@ def train(
         VerifierReward(),
         work=work / "runs",
         name=name,
-        options=recipe.with_changes(**changes),
+        options=chosen,
         start=options.start,
         target=work / name,
         resume=is_unfinished(work / "runs", base, name),
@@ -157,17 +159,18 @@ def train(
             f"{name}, {(time.monotonic() - started) / 60:.0f} min: {one.line()}"
         ),
     )
-    kept.write_text(json.dumps({"changes": changes, "report": report.to_json()}), encoding="utf-8")
+    kept.write_text(json.dumps({**made_by, "report": report.to_json()}), encoding="utf-8")
     return report
 
 
-def _kept(path: Path, changes: dict[str, Any]) -> Any:
+def _kept(path: Path, made_by: dict[str, Any]) -> Any:
+    """The report in `path`. BenchmarkError: it is of another base or other options, a recipe's included."""
     from pomona.posttraining.mdloo import MdlooReport
     from pomona.posttraining.mdloo_log import Iteration
 
     raw = json.loads(path.read_text(encoding="utf-8"))
-    if raw["changes"] != changes:
-        raise BenchmarkError(f"{path}: was trained with other options; choose another --work")
+    if {key: raw.get(key) for key in made_by} != made_by:
+        raise BenchmarkError(f"{path}: is of another base or other options; choose another --work")
     report = raw["report"]
     del report["version"]
     report["directory"] = Path(report["directory"])

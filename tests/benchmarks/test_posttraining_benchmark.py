@@ -110,6 +110,14 @@ def test_answers_are_kept_and_belong_to_what_was_asked(tmp_path: Path) -> None:
         Silent(tmp_path, cases, held_out, 9, 1).answers(None, kept)
 
 
+def test_a_training_is_taken_from_its_folder_only_if_it_is_the_same(tmp_path: Path) -> None:
+    kept = tmp_path / "mdloo-0.json"
+    kept.write_text(json.dumps({"base": "one", "options": {"informative": None}, "report": {}}))
+    for other in ({"base": "one", "options": {"informative": 4}}, {"base": "two", "options": {}}):
+        with pytest.raises(BenchmarkError, match="--work"):
+            posttraining_mdloo._kept(kept, other)
+
+
 def test_rounds_of_the_committee_are_told_with_the_student_beside_each_member(tmp_path: Path) -> None:
     folder = tmp_path / "round-01"
     folder.mkdir()

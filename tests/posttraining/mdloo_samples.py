@@ -11,7 +11,7 @@ from pomona.posttraining.prompts import Prompt
 sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
 from adapt_samples import tiny_model
 
-__all__ = ["OPTIONS", "Letters", "prompts", "tiny_model"]
+__all__ = ["OPTIONS", "Letters", "adapter_bytes", "prompts", "tiny_model"]
 
 OPTIONS = MdlooOptions(
     iterations=3,
@@ -25,6 +25,10 @@ OPTIONS = MdlooOptions(
     rank=4,
     max_new_tokens=12,
 )
+
+
+def adapter_bytes(directory: Path | str) -> bytes:
+    return (Path(directory) / "adapter_model.safetensors").read_bytes()
 
 
 def prompts(count: int = 5) -> list[Prompt]:

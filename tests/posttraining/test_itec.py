@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from mdloo_samples import OPTIONS, tiny_model
+from mdloo_samples import OPTIONS, adapter_bytes, tiny_model
 
 from pomona.errors import PomonaError
 from pomona.posttraining import itec as itec_module
@@ -217,10 +217,6 @@ def test_a_killed_round_goes_on_with_the_same_result(
         assert (ours["name"], ours["reward"]) == (theirs["name"], theirs["reward"])
         if ours["round"]:
             assert adapter_bytes(ours["directory"]) == adapter_bytes(theirs["directory"])
-
-
-def adapter_bytes(directory: str) -> bytes:
-    return (Path(directory) / "adapter_model.safetensors").read_bytes()
 
 
 def test_preferences_go_out_and_come_back(run: Callable[..., Any], tmp_path: Path, base: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from mdloo_samples import OPTIONS, Letters, prompts, tiny_model
+from mdloo_samples import OPTIONS, Letters, adapter_bytes, prompts, tiny_model
 
 from pomona.adapters.packing import Split
 from pomona.adapters.training.task_trainer import Answers, Batch
@@ -48,10 +48,6 @@ def run(base: Path, tmp_path: Path) -> Callable[..., Any]:
         return mdloo(base, prompts(), Letters(), **{**given, "options": options, **more})
 
     return call
-
-
-def adapter_bytes(directory: Path) -> bytes:
-    return (directory / "adapter_model.safetensors").read_bytes()
 
 
 # --- the policy

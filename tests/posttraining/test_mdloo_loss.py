@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from itertools import combinations
 
 import numpy as np
 import pytest
@@ -220,5 +219,5 @@ def test_no_other_choice_has_a_larger_variance(seed: int) -> None:
     reward = rng.choice([0.0, 0.25, 0.5, 1.0], (1, 7)) if seed % 2 else rng.standard_normal((1, 7))
     count = int(rng.integers(2, 8))
     mark = most_telling(reward, count)
-    largest = max(np.var(reward[0, list(choice)]) for choice in combinations(range(7), count))
+    largest = max(np.var(reward[0, list(choice)]) for choice in itertools.combinations(range(7), count))
     assert mark.sum() == count and np.var(reward[mark]) == pytest.approx(largest)

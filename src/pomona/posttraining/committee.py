@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,12 @@ class Answer:
     member: str
     text: str
     reward: float = math.nan
+
+
+def mean_reward(values: Iterable[float | None]) -> float | None:
+    """Of those that have been scored; None where none has."""
+    scored = [value for value in values if value is not None and math.isfinite(value)]
+    return sum(scored) / len(scored) if scored else None
 
 
 def best_per_prompt(answers: Sequence[Answer], *, least: float = -math.inf) -> dict[int, Answer]:

@@ -40,6 +40,7 @@ from pomona.posttraining.committee import (
     Member,
     best_per_prompt,
     first_committee,
+    mean_reward,
     mixed_jobs,
     next_committee,
     pairs_to_judge,
@@ -338,11 +339,11 @@ class Round:
             measured, by_prompt = [], {}
             for place, member in enumerate(everybody):
                 own = [
-                    _mean(values[number * self.options.samples : (number + 1) * self.options.samples])
+                    mean_reward(values[number * self.options.samples : (number + 1) * self.options.samples])
                     for number in range(place, jobs, len(everybody))
                 ]
                 by_prompt[member.name] = own
-                measured.append(replace(member, reward=_mean(own)))
+                measured.append(replace(member, reward=mean_reward(own)))
             chosen = next_committee(measured, self.options.committee)
             _write_json(
                 path,
@@ -387,12 +388,6 @@ class Round:
     def _count(self, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress("sample", done, total)
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    """Of those that are there."""
-    there = [value for value in values if value is not None and math.isfinite(value)]
-    return sum(there) / len(there) if there else None
 
 
 def _read_state(

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from pomona.adapters.metrics import bootstrap, mean
-from pomona.posttraining.committee import Answer, Member, best_per_prompt
+from pomona.posttraining.committee import Answer, Member, best_per_prompt, mean_reward
 from pomona.posttraining.prompts import Prompt
 
 EXAMPLES = 12
@@ -46,12 +46,12 @@ def round_page(
     reward; by_prompt: that of each held-out prompt, by the member's name. committee: names of the next one.
     trained: name and note of every technique."""
     best = best_per_prompt(answers)
-    mean_best = _mean([answer.reward for answer in best.values()])
-    mean_all = _mean([answer.reward for answer in answers])
+    mean_best = _number(mean_reward(answer.reward for answer in best.values())) or "unknown"
+    mean_all = _number(mean_reward(answer.reward for answer in answers)) or "unknown"
     parts = [
         f"<h1>Round {number}</h1>",
         f"<p>{len(prompts)} prompts, {len(answers)} responses, judged by <code>{escape(reward)}</code>. "
-        f"Mean reward of all responses {mean_all:.3f}, of the best per prompt {mean_best:.3f}.</p>",
+        f"Mean reward of all responses {mean_all}, of the best per prompt {mean_best}.</p>",
         _problems(problems),
         "<h2>Members</h2>",
         _members(answers, best, measured, by_prompt, set(committee)),
@@ -87,7 +87,7 @@ def _members(
             f'<td class="number">{_number(value)}</td>'
             f'<td class="number">{_interval(by_prompt[member.name])}</td>'
             f'<td class="bars"><div class="bar" style="width:{width:.0f}%"></div></td>'
-            f'<td class="number">{_number(_mean(own)) if own else "new"}</td>'
+            f'<td class="number">{_number(mean_reward(own)) if own else "new"}</td>'
             f'<td class="number">{picks[member.name] if own else ""}</td><td>{mark}</td></tr>'
         )
     head = (
@@ -129,11 +129,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table><tr>{cells}</tr>{body}</table>"
 
 
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
-
-
 def _interval(values: Sequence[float | None]) -> str:
     """Of the mean, by resampling prompts."""
     counts = [(value, 1.0) for value in values if value is not None]
@@ -144,4 +139,4 @@ def _interval(values: Sequence[float | None]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:.3f}"
+    return "" if value is None else f"{value:.3f}"
