@@ -24,7 +24,7 @@ ROWS = (
     {"runtime"},
     {"data"},
     {"models"},
-    {"errors", "line_chart", "_native"},
+    {"errors", "line_chart", "owned_database", "_native"},
 )
 HEIGHT = {package: len(ROWS) - row for row, packages in enumerate(ROWS) for package in packages}
 FACADE = "pomona"  # the package itself: it loads its parts lazily, and nothing inside imports it

@@ -86,8 +86,8 @@ def test_the_file_is_its_owners_and_no_other_ones(store: ReviewStore, tmp_path: 
     foreign = tmp_path / "foreign.db"
     with sqlite3.connect(foreign) as db:
         db.execute("CREATE TABLE a (b)")
-    with pytest.raises(PomonaError, match="no review queue"):
+    with pytest.raises(PomonaError, match="no replies to review"):
         ReviewStore(foreign).items()
     (tmp_path / "text.db").write_text("not a database, but long enough to be looked at " * 9)
-    with pytest.raises(PomonaError, match="cannot keep the queue"):
+    with pytest.raises(PomonaError, match="cannot keep replies to review"):
         ReviewStore(tmp_path / "text.db").items()

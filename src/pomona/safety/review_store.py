@@ -11,19 +11,17 @@ operation opens the file for itself; it belongs to its owner alone, for its text
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import sqlite3
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pomona.errors import PomonaError
+from pomona.owned_database import OwnedDatabase
 from pomona.safety.taxonomy import taxonomy
 
 VERSION = 1
@@ -97,6 +95,9 @@ class ReviewStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._open = OwnedDatabase(
+            path, schema=_SCHEMA, version=VERSION, holds="replies to review", key="--db"
+        ).open
 
     def add(
         self,
@@ -183,35 +184,6 @@ class ReviewStore:
     def export(self) -> list[dict[str, Any]]:
         """Every labelled item as a row."""
         return [item.to_json() for item in self.items() if item.labels]
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: all of it or nothing."""
-        try:
-            if not self.path.exists():
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                os.close(os.open(self.path, os.O_CREAT | os.O_RDWR, 0o600))
-            with contextlib.closing(sqlite3.connect(self.path, timeout=10)) as db:
-                db.execute("PRAGMA foreign_keys = ON")
-                with db:
-                    self._prepare(db)
-                    yield db
-        except (sqlite3.Error, OSError) as error:
-            raise PomonaError(
-                f"{self.path}: cannot keep the queue there ({error}); name another file with --db"
-            ) from error
-
-    def _prepare(self, db: sqlite3.Connection) -> None:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version == VERSION:
-            return
-        if version != 0 or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-            raise PomonaError(f"{self.path}: is no review queue of this version; name another with --db")
-        db.execute("BEGIN IMMEDIATE")  # two that find a new file: the second waits, and finds it made
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            for statement in _SCHEMA.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {VERSION}")
 
 
 _COLUMNS = "number, prompt, reply, source, suggestion, tags, license, harmful"

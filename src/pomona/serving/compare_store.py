@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pomona.evaluation.statistics import Share
-from pomona.serving.owned_database import OwnedDatabase
+from pomona.owned_database import OwnedDatabase
 
 VERSION = 1
 Side = Literal["a", "b"]

@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 from pomona.errors import PomonaError
 from pomona.evaluation.side_by_side import GradedItem, PairGrading, Side, SummaryGrading
-from pomona.serving.owned_database import OwnedDatabase
+from pomona.owned_database import OwnedDatabase
 
 VERSION = 1
 HOLD_SECONDS = 3600.0  # after which what was taken and not graded is given to others too

@@ -17,7 +17,7 @@ from pomona.errors import PomonaError
 
 class OwnedDatabase:
     """schema: CREATE statements. version: of the schema, kept in the file. holds: what is in it, and key: the
-    setting that names it, for messages."""
+    setting or the option that names it, for messages."""
 
     def __init__(self, path: Path, *, schema: str, version: int, holds: str, key: str) -> None:
         self.path = path
@@ -38,19 +38,27 @@ class OwnedDatabase:
                     yield db
         except (sqlite3.Error, OSError) as error:
             raise PomonaError(
-                f"{self.path}: cannot keep {self._holds} there ({error}); name another file as {self._key}"
+                f"{self.path}: cannot keep {self._holds} there ({error}); name another file with {self._key}"
             ) from error
 
     def _prepare(self, db: sqlite3.Connection) -> None:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if _version(db) == self._version:
+            return
+        # Of several that find a new file one makes the tables. The others wait for it here, before they look
+        # at what is in the file: a version read before and tables counted after it would not belong together.
+        db.execute("BEGIN IMMEDIATE")
+        version = _version(db)
         if version == self._version:
             return
         if version != 0 or db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
             raise PomonaError(
-                f"{self.path}: is no file of {self._holds} of this version; name another one as {self._key}"
+                f"{self.path}: holds no {self._holds} of this version; name another file with {self._key}"
             )
-        db.execute("BEGIN IMMEDIATE")  # two that find a new file: the second waits, and finds it made
-        if db.execute("PRAGMA user_version").fetchone()[0] == 0:
-            for statement in self._schema.split(";"):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {self._version}")
+        for statement in self._schema.split(";"):
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {self._version}")
+
+
+def _version(db: sqlite3.Connection) -> int:
+    found: int = db.execute("PRAGMA user_version").fetchone()[0]
+    return found
