@@ -144,15 +144,15 @@ struct OwningEngine {
   std::unique_ptr<Engine> engine;
 
   OwningEngine(const nb::dict& shape, const nb::dict& tensors, int threads, const std::string& isa,
-               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache,
+               int kv_tokens, int batch_tokens, bool huge_pages, bool prefix_cache, bool partial_pages,
                const std::string& kv_cache) {
     const TensorMap map = tensor_map(tensors, arrays);
     const ModelShape model = model_shape(shape);
     const Format precision = precision_of(kv_cache);
     const nb::gil_scoped_release release;
-    engine = std::make_unique<Engine>(
-        model, map,
-        EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages, prefix_cache, precision});
+    engine = std::make_unique<Engine>(model, map,
+                                      EngineOptions{threads, isa, kv_tokens, batch_tokens, huge_pages,
+                                                    prefix_cache, partial_pages, precision});
   }
 
   std::vector<std::vector<int>> step(const std::vector<StepInput>& inputs) {
@@ -408,10 +408,10 @@ NB_MODULE(_native, m) {
   const nb::call_guard<nb::gil_scoped_release> unlocked;
 
   nb::class_<OwningEngine>(m, "Engine")
-      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool,
+      .def(nb::init<const nb::dict&, const nb::dict&, int, const std::string&, int, int, bool, bool, bool,
                     const std::string&>(),
            "shape"_a, "tensors"_a, "threads"_a, "isa"_a, "kv_tokens"_a, "batch_tokens"_a, "huge_pages"_a,
-           "prefix_cache"_a, "kv_cache"_a = "bf16")
+           "prefix_cache"_a, "partial_pages"_a = false, "kv_cache"_a = "bf16")
       .def(
           "new_sequence",
           [](OwningEngine& e, std::shared_ptr<Adapter> adapter) {

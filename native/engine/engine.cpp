@@ -174,26 +174,55 @@ void Engine::cut(Sequence& s, int length) {
 // Takes over cached pages that go on with `tokens`; at least one token is left to compute.
 void Engine::reuse_prefix(Sequence& s, std::span<const std::int32_t> tokens) {
   if (s.nodes.size() * kPageTokens != s.tokens.size()) return; // in the middle of a page of its own
-  const std::uint64_t adapter = s.adapter != nullptr ? s.adapter->number() : 0;
   PrefixCache::PageTokens page;
-  for (std::size_t i = 0; i + kPageTokens < tokens.size(); i += kPageTokens) {
-    std::copy_n(tokens.begin() + static_cast<std::ptrdiff_t>(i), kPageTokens, page.begin());
-    const int node = prefixes_.find(s.nodes.empty() ? PrefixCache::kRoot : s.nodes.back(), adapter, page);
-    if (node == PrefixCache::kRoot) return;
+  for (; tokens.size() > kPageTokens; tokens = tokens.subspan(kPageTokens)) {
+    std::copy_n(tokens.begin(), kPageTokens, page.begin());
+    const int node = prefixes_.find(s.last_node(), s.adapter_number(), page);
+    if (node == PrefixCache::kRoot) break;
     prefixes_.hold(node);
     s.nodes.push_back(node);
     s.pages.push_back(prefixes_.page(node));
     s.tokens.insert(s.tokens.end(), page.begin(), page.end());
   }
+  if (options_.partial_pages && tokens.size() > 1)
+    copy_beginning(s, tokens.first(std::min<std::size_t>(tokens.size() - 1, kPageTokens)));
+}
+
+// Goes on with a copy of the page that begins with most of these tokens: one in the cache, or the last page
+// of another sequence that has come as far on the same pages. Such a page goes on changing behind the tokens
+// that are there already.
+void Engine::copy_beginning(Sequence& s, std::span<const std::int32_t> tokens) {
+  auto [node, same] = prefixes_.closest(s.last_node(), s.adapter_number(), tokens);
+  int page = node == PrefixCache::kRoot ? -1 : prefixes_.page(node);
+  for (const Sequence& other : sequences_) {
+    if (!other.used || other.nodes.size() != s.nodes.size() || other.last_node() != s.last_node() ||
+        other.adapter_number() != s.adapter_number() || other.tokens.size() <= s.tokens.size())
+      continue;
+    const auto theirs = std::span(other.tokens).subspan(s.tokens.size());
+    const std::size_t alike = std::ranges::mismatch(tokens, theirs).in1 - tokens.begin();
+    if (alike > same) {
+      node = PrefixCache::kRoot;
+      page = other.pages[s.nodes.size()];
+      same = alike;
+    }
+  }
+  if (same == 0) return;
+  if (node != PrefixCache::kRoot) prefixes_.hold(node); // lest it is evicted for its own copy
+  if (free_pages() > 0) {
+    s.pages.push_back(take_page());
+    cache_.copy(page, s.pages.back());
+    s.tokens.insert(s.tokens.end(), tokens.begin(), tokens.begin() + static_cast<std::ptrdiff_t>(same));
+  }
+  if (node != PrefixCache::kRoot) prefixes_.drop(node);
 }
 
 void Engine::share_pages(Sequence& s) {
-  const std::uint64_t adapter = s.adapter != nullptr ? s.adapter->number() : 0;
+  const std::uint64_t adapter = s.adapter_number();
   PrefixCache::PageTokens page;
   while ((s.nodes.size() + 1) * kPageTokens <= s.tokens.size()) {
     const std::size_t i = s.nodes.size();
     std::copy_n(s.tokens.begin() + static_cast<std::ptrdiff_t>(i * kPageTokens), kPageTokens, page.begin());
-    const int parent = i == 0 ? PrefixCache::kRoot : s.nodes.back();
+    const int parent = s.last_node();
     int node = prefixes_.find(parent, adapter, page);
     if (node == PrefixCache::kRoot) {
       node = prefixes_.insert(parent, adapter, page, s.pages[i]);

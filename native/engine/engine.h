@@ -37,7 +37,10 @@ struct EngineOptions {
   int kv_tokens = 8192;   // positions that all sequences share
   int batch_tokens = 512; // tokens of one step at the most
   bool huge_pages = true;
-  bool prefix_cache = false;      // keep full pages for later sequences with the same beginning and adapter
+  bool prefix_cache = false; // keep full pages for later sequences with the same beginning and adapter
+  // And copy pages that only begin alike. Who can ask such an engine, and see how long it takes, can guess
+  // the prompts of others token by token and no longer page by page: not for servers.
+  bool partial_pages = false;
   Format kv_cache = Format::bf16; // or int8
 };
 
@@ -91,8 +94,8 @@ class Engine {
   void score(int sequence, std::span<const std::int32_t> tokens, std::span<const std::int32_t> targets,
              float* out);
 
-  // Takes what the prefix cache has of these tokens, pages at a time, as far as they go on from the
-  // sequence's own; gives the sequence's length then. At least the last token is left to be appended.
+  // Takes what the prefix cache has of these tokens, as far as they go on from the sequence's own; gives the
+  // sequence's length then. At least the last token is left to be appended.
   int reuse(int sequence, std::span<const std::int32_t> tokens);
   // Appends the tokens and drafts of every input, all of them, and says of each target how likely it is at
   // its place: place 0 is after the tokens, place i after draft i. Errors as step().
@@ -140,6 +143,9 @@ class Engine {
     std::vector<std::int32_t> tokens;
     std::shared_ptr<const Adapter> adapter;
     int reused = 0;
+
+    std::uint64_t adapter_number() const { return adapter != nullptr ? adapter->number() : 0; }
+    int last_node() const { return nodes.empty() ? PrefixCache::kRoot : nodes.back(); }
   };
   // A sequence's rows in the current batch.
   struct Run {
@@ -190,6 +196,7 @@ class Engine {
   // Validates, takes what the prefix cache has, allocates pages, fills runs_ and rows_.
   void append(std::span<const StepInput> inputs, bool reuse);
   void reuse_prefix(Sequence& s, std::span<const std::int32_t> tokens);
+  void copy_beginning(Sequence& s, std::span<const std::int32_t> tokens);
   void share_pages(Sequence& s); // hands full pages to the prefix cache
   void cut(Sequence& s, int length);
   int free_pages() const { return cache_.free_pages() + prefixes_.evictable(); }

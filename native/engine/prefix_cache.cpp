@@ -1,5 +1,6 @@
 #include "engine/prefix_cache.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 namespace pomona {
@@ -17,6 +18,18 @@ std::size_t PrefixCache::KeyHash::operator()(const Key& key) const {
 int PrefixCache::find(int parent, std::uint64_t adapter, const PageTokens& tokens) const {
   const auto it = index_.find(Key{parent, adapter, tokens});
   return it == index_.end() ? kRoot : it->second;
+}
+
+PrefixCache::Beginning PrefixCache::closest(int parent, std::uint64_t adapter,
+                                            std::span<const std::int32_t> tokens) const {
+  Beginning best;
+  for (std::size_t i = 0; i < nodes_.size(); ++i) {
+    const Node& node = nodes_[i];
+    if (!node.live || node.key.parent != parent || node.key.adapter != adapter) continue;
+    const std::size_t same = std::ranges::mismatch(tokens, node.key.tokens).in1 - tokens.begin();
+    if (same > best.tokens) best = {static_cast<int>(i), same};
+  }
+  return best;
 }
 
 int PrefixCache::insert(int parent, std::uint64_t adapter, const PageTokens& tokens, int page) {

@@ -9,6 +9,7 @@
 
 #include <array>
 #include <cstdint>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -24,6 +25,12 @@ class PrefixCache {
   // The child of `parent` that holds these tokens, or kRoot. `adapter` is 0 for none, else its version's
   // number.
   int find(int parent, std::uint64_t adapter, const PageTokens& tokens) const;
+  // The child of `parent` that begins with most of these tokens, and with how many; kRoot and 0: none does.
+  struct Beginning {
+    int node = kRoot;
+    std::size_t tokens = 0;
+  };
+  Beginning closest(int parent, std::uint64_t adapter, std::span<const std::int32_t> tokens) const;
   // Adds a node that find() did not give, held once; `page` belongs to the cache from now on.
   int insert(int parent, std::uint64_t adapter, const PageTokens& tokens, int page);
 

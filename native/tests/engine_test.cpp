@@ -187,6 +187,79 @@ TEST_CASE("a prefix that is found in the cache gives the same tokens") {
   }
 }
 
+TEST_CASE("a page that only begins alike is copied, wherever it is, and gives the same tokens") {
+  const ModelShape shape = small_shape();
+  const Tensors model = random_model(shape, 9, Format::palette);
+  Random random(29);
+  const auto adapter = make_adapter(shape, random_adapter(shape, 4, 1));
+  const Tokens prompt = random_tokens(shape, 40, random);
+  Engine plain(shape, model.map(), options("auto", 2));
+  for (const Format kv_cache : {Format::bf16, Format::int8}) {
+    EngineOptions sharing = options("auto", 2, true);
+    sharing.partial_pages = true;
+    sharing.kv_cache = kv_cache;
+    EngineOptions alone = options("auto", 2);
+    alone.kv_cache = kv_cache;
+    Engine caching(shape, model.map(), sharing), reference(shape, model.map(), alone);
+    // Other tokens behind the same 38, of which the last 6 begin a page; in front of it two whole ones.
+    Tokens other = prompt;
+    other[38] = (other[38] + 1) % shape.vocab;
+    const int first = caching.new_sequence();
+    const int said = caching.step({StepInput{first, prompt, {}, {}}}).at(0).at(0);
+    const auto goes_on = [&](int id, const Tokens& tokens, int reused) {
+      std::vector<int> found = {caching.step({StepInput{id, tokens, {}, {}}}).at(0).at(0)};
+      for (int i = 1; i < 20; ++i)
+        found.push_back(caching.step({StepInput{id, {found.back()}, {}, {}}}).at(0).at(0));
+      CHECK(found == greedy(reference, tokens, 20));
+      CHECK(caching.reused_tokens(id) == reused);
+      caching.free_sequence(id);
+    };
+    goes_on(caching.new_sequence(), other, 38);  // from the unfinished page of a running sequence
+    goes_on(caching.new_sequence(), prompt, 39); // one token is always computed
+    // Another adapter finds nothing, and neither do tokens that differ at once.
+    const int adapted = caching.new_sequence(adapter);
+    caching.step({StepInput{adapted, prompt, {}, {}}});
+    CHECK(caching.reused_tokens(adapted) == 0);
+    caching.free_sequence(adapted);
+    Tokens fresh = prompt;
+    fresh[0] = (fresh[0] + 1) % shape.vocab;
+    goes_on(caching.new_sequence(), fresh, 0);
+    // The one that was copied from goes on as if nothing had been.
+    std::vector<int> mine = {said};
+    while (mine.size() < 20)
+      mine.push_back(caching.step({StepInput{first, {mine.back()}, {}, {}}}).at(0).at(0));
+    CHECK(mine == greedy(reference, prompt, 20));
+    caching.free_sequence(first);
+    other[38] = (other[38] + 1) % shape.vocab;
+    goes_on(caching.new_sequence(), other, 38); // from the cache, where no sequence holds it any more
+    CHECK(caching.free_tokens() == caching.kv_tokens());
+  }
+}
+
+TEST_CASE("a copy of a page that begins alike is made where there is room, else done without") {
+  const ModelShape shape = small_shape();
+  const Tensors model = random_model(shape, 9, Format::palette);
+  Random random(30);
+  const Tokens prompt = random_tokens(shape, 24, random);
+  EngineOptions small = {2, "auto", 48, 48, true, true};
+  small.partial_pages = true;
+  Engine plain(shape, model.map(), options("auto", 2)), engine(shape, model.map(), small);
+  const int said = greedy(plain, prompt, 1).at(0);
+  const int first = engine.new_sequence(), second = engine.new_sequence();
+  REQUIRE(engine.step({StepInput{first, prompt, {}, {}}}).at(0).at(0) == said);
+  REQUIRE(engine.step({StepInput{second, prompt, {}, {}}}).at(0).at(0) == said); // takes the last page
+  REQUIRE(engine.reused_tokens(second) == 23);
+  const int third = engine.new_sequence();
+  CHECK_THROWS_AS(engine.step({StepInput{third, prompt, {}, {}}}), KvCacheFull);
+  CHECK(engine.length(third) == 0);
+  engine.free_sequence(second);
+  CHECK(engine.step({StepInput{third, prompt, {}, {}}}).at(0).at(0) == said);
+  // The only page that can be evicted is the one to copy from.
+  engine.free_sequence(first);
+  engine.free_sequence(third);
+  CHECK(engine.free_tokens() == 48);
+}
+
 TEST_CASE("what is refused changes nothing") {
   const ModelShape shape = small_shape();
   const Tensors model = random_model(shape, 10, Format::int8);

@@ -58,7 +58,8 @@ class Run {
         kv_tokens_(16 * in_.integer(1, 16)),
         batch_tokens_(in_.one_in(4) ? in_.integer(1, 48) : 48),
         engine_(world().shape, world().model.map(),
-                EngineOptions{threads_, "auto", kv_tokens_, batch_tokens_, in_.one_in(2), prefix_cache_}) {}
+                EngineOptions{threads_, "auto", kv_tokens_, batch_tokens_, in_.one_in(2), prefix_cache_,
+                              in_.one_in(2)}) {}
 
   void all() {
     for (int calls = 0; !in_.empty() && calls < 60; ++calls) {

@@ -67,6 +67,7 @@ class Engine:
         batch_tokens: int,
         huge_pages: bool,
         prefix_cache: bool,
+        partial_pages: bool = False,
         kv_cache: str = "bf16",
     ) -> None: ...
     def new_sequence(self, adapter: Adapter | None = None) -> int: ...

@@ -92,10 +92,17 @@ def test_a_mixed_batch_gives_what_single_sequences_give(rollouts: LocalRollOuts)
 
 def test_the_samples_of_a_prompt_share_its_prefix(rollouts: LocalRollOuts) -> None:
     """All but the first of each, less those that began in the first steps."""
-    prompts = [[65 + number] * 130 for number in range(3)]
+    prompts = [[65 + number, *range(30, 171)] for number in range(3)]
     rollouts.sample(prompts, "one", 8, SAMPLING)
     lane = rollouts.scheduler.stats().lanes["one"]
-    assert lane.reused_tokens >= 0.7 * 3 * 7 * 128
+    assert lane.reused_tokens >= 0.7 * 3 * 7 * 141
+
+
+def test_the_last_page_of_a_prompt_is_shared_too(rollouts: LocalRollOuts) -> None:
+    prompt = list(range(30, 45))
+    first = rollouts.sample([prompt], "one", 1, SAMPLING)
+    assert rollouts.sample([prompt], "one", 1, SAMPLING) == first
+    assert rollouts.scheduler.stats().lanes["one"].reused_tokens == 14
 
 
 def test_the_newest_version_answers_after_a_replacement(

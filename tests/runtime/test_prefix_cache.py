@@ -152,6 +152,41 @@ def test_old_pages_give_way_when_memory_runs_out(small_dir: Path, plain: Engine)
     assert engine.native.free_tokens == 160
 
 
+# --- pages that only begin alike
+
+
+@pytest.mark.parametrize(
+    ("length", "common", "reused"), [(2, 2, 1), (17, 16, 16), (40, 39, 39), (40, 37, 37)]
+)
+@pytest.mark.parametrize("running", [True, False])
+def test_a_page_that_only_begins_alike_is_copied(
+    small_dir: Path, plain: Engine, length: int, common: int, reused: int, running: bool
+) -> None:
+    """From a sequence that still runs, and from the cache, which has full pages alone."""
+    engine = Engine.load(small_dir, threads=2, prefix_cache=True, partial_pages=True)
+    prompt = tokens(engine, length)
+    other = prompt[:common] + tokens(engine, length - common, seed=1)
+    first = engine.new_sequence()
+    said = engine.step([StepInput(first, prompt)])
+    if not running:
+        engine.step([StepInput(first, tokens(engine, PAGE, seed=2))])
+        first.close()
+    assert ask(engine, other) == ask(plain, other)
+    assert found(engine, other) >= reused
+    if running:  # and the one that was copied from goes on as if nothing had been
+        said += engine.step([StepInput(first, said)])
+        assert said == ask(plain, prompt, steps=2)
+        first.close()
+    assert engine.native.free_tokens == engine.native.kv_tokens
+
+
+def test_servers_share_whole_pages_alone(cached: Engine) -> None:
+    """Who sees how much of a guess is in the cache could guess the prompts of others token by token."""
+    prompt = tokens(cached, 40)
+    ask(cached, prompt)
+    assert found(cached, prompt[:37] + tokens(cached, 3, seed=1)) == 32
+
+
 ACTIONS = st.lists(
     st.tuples(
         st.sampled_from(["ask", "grow", "cut", "close"]),
@@ -164,13 +199,14 @@ ACTIONS = st.lists(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(actions=ACTIONS)
+@given(actions=ACTIONS, partial=st.booleans())
 def test_any_course_of_events_equals_that_without_a_cache(
-    small_dir: Path, actions: list[tuple[str, int, int, int]]
+    small_dir: Path, actions: list[tuple[str, int, int, int]], partial: bool
 ) -> None:
     """Two engines, one with the cache, walk through the same random requests on a memory that fills up."""
     engines = [
-        Engine.load(small_dir, threads=1, kv_tokens=320, prefix_cache=cache) for cache in (True, False)
+        Engine.load(small_dir, threads=1, kv_tokens=320, prefix_cache=cache, partial_pages=cache and partial)
+        for cache in (True, False)
     ]
     texts = [tokens(engines[0], 70, seed=seed) for seed in range(3)]
     sequences = [[engine.new_sequence() for _ in range(4)] for engine in engines]

@@ -165,7 +165,9 @@ class LocalRollOuts(Rendering):
         kv_tokens: int | None = None,
     ) -> None:
         directory = resolve(str(base))
-        self.engine = Engine.load(directory, threads=threads, kv_tokens=kv_tokens, prefix_cache=True)
+        self.engine = Engine.load(
+            directory, threads=threads, kv_tokens=kv_tokens, prefix_cache=True, partial_pages=True
+        )
         super().__init__(Tokenizer.from_directory(directory))
         self.adapters = AdapterCache(self.engine, budget_bytes=ADAPTER_BYTES)
         self.scheduler = Scheduler(

@@ -142,6 +142,7 @@ class Engine:
         kv_tokens: int | None = None,
         huge_pages: bool = True,
         prefix_cache: bool = False,
+        partial_pages: bool = False,
         kv_cache: KvPrecision = "bf16",
         replaced: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         checkpoint: Checkpoint | None = None,
@@ -153,7 +154,9 @@ class Engine:
         16 bits, too. kv_tokens: room for the tokens of all sequences together. huge_pages: copy packed
         weights into 2 MB pages, which reads them faster and needs their size in memory once more than the
         page cache holds. prefix_cache: keep full pages for later sequences that begin with the same tokens
-        under the same adapter version.
+        under the same adapter version. partial_pages: with it, copy what pages have in common that only begin
+        alike; not for servers, for whoever sees how long an answer takes could guess the prompts of others
+        token by token.
         kv_cache: bf16, or int8, which takes little more than half of the memory and rounds keys and values.
         replaced: module -> the parts of its packed weight by tensor name (palettized.py), which stand in for
         what the directory holds of it; for measuring what a change would do. checkpoint: of this very
@@ -189,6 +192,7 @@ class Engine:
                 BATCH_TOKENS,
                 huge_pages,
                 prefix_cache,
+                partial_pages,
                 kv_cache,
             )
         except ValueError as error:
