@@ -98,6 +98,12 @@ inline __m512i dot(__m512i acc, __m512i weights, const std::uint8_t* x) {
   return acc;
 }
 
+// f + a times one number in memory, which gcc would broadcast to a register first.
+inline __m512 fma_once(__m512 a, const float* number, __m512 f) {
+  asm("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(f) : "v"(a), "m"(*number));
+  return f;
+}
+
 // A load that gcc does not repeat at every use.
 inline __m512i load_once(const std::uint8_t* line) {
   __m512i v;
@@ -355,6 +361,15 @@ void unpack(const Matrix& w, int g0, int groups, std::uint8_t* tile) {
   }
 }
 
+// The four floats of G groups; those beyond them are zero.
+template <int G>
+__m128 load_groups(const float* p) {
+  static_assert(G == 4 || G == 2 || G == 1);
+  if constexpr (G == 4) return _mm_loadu_ps(p);
+  if constexpr (G == 2) return _mm_castpd_ps(_mm_load_sd(reinterpret_cast<const double*>(p)));
+  return _mm_load_ss(p);
+}
+
 // G groups x T tokens of unpacked weights. Products and sums all stay in registers: 2 G T + G of the 32.
 template <int Bits, int G, int T>
 void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRows& x, int m0, float* y,
@@ -365,42 +380,66 @@ void gemm_tile(const Matrix& w, int g0, const std::uint8_t* tile, const QuantRow
   const std::int32_t* offset = x.offset + static_cast<std::size_t>(m0) * blocks;
   const std::uint8_t* fine = x.fine + static_cast<std::size_t>(m0) * blocks;
   const auto* table_scales = reinterpret_cast<const float*>(tile + static_cast<std::size_t>(64) * x.cols);
+  const std::uint8_t* lines = tile;
+  const std::uint8_t* q = x.q + m0 * row_bytes;
   __m512 f[T][G];
+#pragma GCC unroll 4
   for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
     for (int g = 0; g < G; ++g) f[t][g] = _mm512_setzero_ps();
-  for (int b = 0; b < blocks; ++b) {
-    __m512i acc[T][G];
-    for (int t = 0; t < T; ++t)
-      for (int g = 0; g < G; ++g) acc[t][g] = _mm512_set1_epi32(offset[t * blocks + b]);
-    const std::uint8_t* const first = tile + static_cast<std::size_t>(b) * (kBlock / 4) * G * 64;
-    const std::uint8_t* const q0 = x.q + m0 * row_bytes + b * kBlock;
-    const std::uint8_t* lines = first;
-    for (const std::uint8_t* q = q0; q < q0 + kBlock; q += 4, lines += G * 64) {
-      __m512i v[G];
-      for (int g = 0; g < G; ++g) v[g] = load_once(lines + 64 * g);
+  for (int b = 0; b < blocks; ++b, lines += (kBlock / 4) * G * 64, q += kBlock) {
+    // Each number of planes has code of its own: where paths with open sums meet, gcc 12 copies and spills
+    // them.
+    const auto multiply = [&]<int Planes>(std::integral_constant<int, Planes>)
+        __attribute__((always_inline)) {
+      __m512i acc[T][G];
 #pragma GCC unroll 4
       for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-        for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], v[g], q + t * row_bytes);
-    }
+        for (int g = 0; g < G; ++g) acc[t][g] = _mm512_set1_epi32(offset[t * blocks + b]);
+#pragma GCC unroll 2
+      for (int plane = 0; plane < Planes; ++plane) {
+        if (plane == 1) {
 #pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
-      float factor = 128.0f; // of a coarse block: exact, and saves the shift
-      if (fine[t * blocks + b] != 0) {
-        factor = 1.0f;
-        for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
-        lines = first;
-        const std::uint8_t* const low = q0 + t * row_bytes + x.cols;
-        for (const std::uint8_t* q = low; q < low + kBlock; q += 4, lines += G * 64)
+          for (int t = 0; t < T; ++t)
 #pragma GCC unroll 4
-          for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], load_once(lines + 64 * g), q);
+            for (int g = 0; g < G; ++g) acc[t][g] = _mm512_slli_epi32(acc[t][g], 7);
+        }
+        const std::uint8_t* p = q + plane * static_cast<std::size_t>(x.cols);
+        const std::uint8_t* line = lines;
+#pragma GCC unroll 1
+        for (int step = 0; step < kBlock / 4; ++step, p += 4, line += G * 64) {
+          __m512i v[G];
+#pragma GCC unroll 4
+          for (int g = 0; g < G; ++g) v[g] = load_once(line + 64 * g);
+#pragma GCC unroll 4
+          for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+            for (int g = 0; g < G; ++g) acc[t][g] = dot(acc[t][g], v[g], p + t * row_bytes);
+        }
       }
-      const __m512 s = _mm512_set1_ps(factor * scale[t * blocks + b]);
-      for (int g = 0; g < G; ++g) {
-        const __m512 product = Bits < 8 ? _mm512_mul_ps(s, _mm512_set1_ps(table_scales[b * G + g])) : s;
-        f[t][g] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[t][g]), product, f[t][g]);
-      }
-    }
+      // 128 where the sums were not shifted: exact.
+      const __m128 of_tables =
+          _mm_mul_ps(_mm_set1_ps(Planes == 1 ? 128.0f : 1.0f),
+                     Bits < 8 ? load_groups<G>(table_scales + b * G) : _mm_set1_ps(1.0f));
+      alignas(16) float factors[T][4];
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+        _mm_store_ps(factors[t], _mm_mul_ps(_mm_set1_ps(scale[t * blocks + b]), of_tables));
+#pragma GCC unroll 4
+      for (int t = 0; t < T; ++t)
+#pragma GCC unroll 4
+        for (int g = 0; g < G; ++g)
+          f[t][g] = fma_once(_mm512_cvtepi32_ps(acc[t][g]), &factors[t][g], f[t][g]);
+    };
+    // What is fine for one token is for most: an outlier stays in its channel. The low plane of the others is
+    // zero.
+    unsigned any = 0;
+    for (int t = 0; t < T; ++t) any |= fine[t * blocks + b];
+    if (any == 0)
+      multiply(std::integral_constant<int, 1>());
+    else
+      multiply(std::integral_constant<int, 2>());
   }
   for (int g = 0; g < G; ++g)
     for (int t = 0; t < T; ++t)
