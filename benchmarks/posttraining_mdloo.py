@@ -86,6 +86,11 @@ def run(options: argparse.Namespace) -> Report:
                     "ifeval": after.ifeval.to_json(),
                     "held_out_reward": after.reward,
                 }
+    for method in options.methods if len(options.seeds) > 1 else ():
+        mean = statistics.mean(100 * one.value("prompt_strict") for one in results[method])
+        gain = points_between(results[method], results["the start"])
+        of_seeds = {"method": f"{method}, mean of {len(options.seeds)} seeds", "points": _points(gain)}
+        rows.append({**dict.fromkeys(rows[0], ""), **of_seeds, "IFEval strict, prompts": f"{mean:.1f}%"})
     goals = []
     for method in options.methods if "mdloo" in results else ():
         other = "the start" if method == "mdloo" else method
