@@ -9,8 +9,9 @@
 namespace pomona {
 namespace {
 
-constexpr int kSplitTokens = 4; // runs of so few tokens spread their context over the threads
-constexpr int kTaskTokens = 16; // otherwise a task takes so many tokens (fewer when many heads share a key)
+constexpr int kSplitTokens = 4;  // runs of so few tokens spread their context over the threads
+constexpr int kTaskTokens = 16;  // otherwise a task takes so many tokens (fewer when many heads share a key)
+constexpr double kUneven = 1.25; // times its equal share that a thread may have of the keys
 constexpr float kNoScore = -1e30f;
 
 } // namespace
@@ -24,7 +25,7 @@ void Engine::plan_attention() {
   for (int r = 0; r < static_cast<int>(runs_.size()); ++r) {
     Run& run = runs_[r];
     run.chunks = (run.start + run.count + kChunkTokens - 1) / kChunkTokens;
-    const bool split = run.count <= std::min(kSplitTokens, tile) && run.chunks > 1;
+    const bool split = !keeps_rows_ && run.count <= std::min(kSplitTokens, tile) && run.chunks > 1;
     if (split) {
       run.partial_row0 = partial_rows;
       partial_rows += run.count;
@@ -48,6 +49,24 @@ void Engine::plan_attention() {
   partial_max_.resize(partials);
   partial_sum_.resize(partials);
   partial_out_.resize(partials * shape_.head_dim);
+  own_attention_ = keeps_rows_ && sequences_stay_apart();
+}
+
+// Whether every sequence lies with one thread, and none has much more to read than the others.
+bool Engine::sequences_stay_apart() const {
+  double most = 0.0, total = 0.0;
+  std::size_t run = 0;
+  for (int t = 0; t < pool_.size(); ++t) {
+    const int last = own_rows(t, static_cast<int>(rows_.size())).second;
+    double keys = 0.0;
+    for (; run < runs_.size() && runs_[run].row0 < last; ++run) {
+      if (runs_[run].row0 + runs_[run].count > last) return false;
+      keys += static_cast<double>(runs_[run].count) * (runs_[run].start + runs_[run].count);
+    }
+    most = std::max(most, keys);
+    total += keys;
+  }
+  return most * pool_.size() <= kUneven * total;
 }
 
 // Bias, per-head normalisation, rotation; the query is scaled by D^-1/2; key and value go into the cache.
@@ -73,9 +92,16 @@ void Engine::rotate_and_store(int row, const Layer& layer, int l) {
                       qkv + shape_.q_rows() + h * d, qkv + shape_.q_rows() + shape_.kv_rows() + h * d, d);
 }
 
-// Tasks go to whoever is free. Every thread draws once too often, so layer l starts at l (tasks + threads).
+// A thread's own tasks, or tasks go to whoever is free. Every thread draws once too often, so layer l starts
+// at l (tasks + threads).
 void Engine::run_attention(int t, int l) {
   const Profile::Scope scope = profile_.attention(t);
+  if (own_attention_) {
+    const auto [first, last] = own_rows(t, static_cast<int>(rows_.size()));
+    for (const AttentionTask& task : tasks_)
+      if (first <= task.row0 && task.row0 < last) attend(t, l, task);
+    return;
+  }
   const int count = static_cast<int>(tasks_.size());
   const int base = l * (count + pool_.size());
   for (int i = next_task_.fetch_add(1) - base; i < count; i = next_task_.fetch_add(1) - base)

@@ -207,6 +207,9 @@ class Engine {
   // forward.cpp: what thread t does in a phase
   template <class F>
   void each_row(int t, int count, F&& work);
+  bool worth_keeping(int count) const;
+  std::pair<int, int> own_rows(int t, int count) const;
+  std::pair<int, int> own_groups(int t, int count) const;
   void prepare_row(int row);
   void norm(const float* x, const std::vector<float>& weight, float* y) const;
   void multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride,
@@ -216,6 +219,7 @@ class Engine {
   void project_residual(int t, int l, Projection projection, const float* x, const QuantRows& quantized);
   void plan_adapters();
   void lower(int t, int l, Source source, const float* x, int cols);
+  std::pair<int, int> lowered_rows(int t, const AdaptedRows& rows) const;
   void gather(int t, int l, Source source);
   void raise(int t, int l, std::initializer_list<Raised> outputs);
   void project_head(int t, const Wanted& wanted);
@@ -228,6 +232,7 @@ class Engine {
 
   // attention.cpp
   void plan_attention();
+  bool sequences_stay_apart() const;
   void rotate_and_store(int row, const Layer& layer, int l);
   void run_attention(int t, int l);
   void attend(int t, int l, const AttentionTask& task);
@@ -249,6 +254,8 @@ class Engine {
   std::vector<AttentionTask> tasks_;
   std::atomic<int> next_task_{0};
 
+  bool keeps_rows_ = false;    // in this batch a thread keeps its tokens through all phases,
+  bool own_attention_ = false; // attention among them
   std::vector<double> inverse_frequency_;
   std::vector<AdaptedRows> adapted_;         // of this batch; empty: no sequence has an adapter
   int lanes_ = 0;                            // the most ranks that an input of theirs is lowered to

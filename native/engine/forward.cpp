@@ -1,4 +1,7 @@
-// The forward pass. All threads walk the same phases; a phase splits its rows (tokens) or its output rows.
+// The forward pass. All threads walk the same phases. A small batch is split anew in every phase, by tokens
+// or by output rows, so that a weight is read once. In a large one every thread keeps the tokens that it has:
+// it reads all weights, which then cost little beside the arithmetic, and next to nothing that another has
+// made.
 #include <algorithm>
 #include <cmath>
 
@@ -11,6 +14,10 @@ namespace {
 constexpr int kSerialRows = 2;
 // Up to so many rows under one adapter, the threads divide its A and not the rows: each reads half of it.
 constexpr int kSegmentRows = 16;
+// From so many rows on, times the square of the threads, a thread keeps its rows through all phases. Of T
+// threads each reads all weights for a T-th of the rows: T times as many bytes, in a T-th of the time.
+constexpr int kKeptPackedRows = 2;
+constexpr int kKeptDenseRows = 16;            // bf16: four times as many bytes
 constexpr std::size_t kMaxPartials = 1 << 16; // floats, of the rows of one adapter
 
 // The beginning of a stream that is read soon, which no earlier reading could announce.
@@ -27,11 +34,45 @@ void fetch_group(const RaiseFactor& b, int group) {
 
 bool packed(const Matrix& w) { return w.format != Format::bf16; }
 
+// Some of the rows.
+QuantRows part_of(const QuantRows& x, int first, int count) {
+  QuantRows part = x;
+  const std::size_t blocks = static_cast<std::size_t>(first) * x.blocks();
+  part.rows = count;
+  part.q += static_cast<std::size_t>(first) * 2 * x.cols;
+  part.scale += blocks;
+  part.offset += blocks;
+  part.fine += blocks;
+  return part;
+}
+
 } // namespace
 
-// Waits for what came before, runs work(row) for every row, and returns when all rows are done.
+// Whether threads should keep their rows, of `count`.
+bool Engine::worth_keeping(int count) const {
+  const int least = packed(weights_.layers.front().gate) ? kKeptPackedRows : kKeptDenseRows;
+  return pool_.size() > 1 && count >= least * pool_.size() * pool_.size();
+}
+
+// Tokens of a product that thread t makes, of `count`.
+std::pair<int, int> Engine::own_rows(int t, int count) const {
+  return keeps_rows_ ? share(count, t, pool_.size()) : std::pair(0, count);
+}
+
+// Groups of output rows of a product that thread t makes.
+std::pair<int, int> Engine::own_groups(int t, int count) const {
+  return keeps_rows_ ? std::pair(0, count) : share(count, t, pool_.size());
+}
+
+// Waits for what came before, runs work(row) for every row, and returns when all rows are done. Where threads
+// keep their rows nobody waits.
 template <class F>
 void Engine::each_row(int t, int count, F&& work) {
+  if (keeps_rows_) {
+    const auto [first, last] = own_rows(t, count);
+    for (int row = first; row < last; ++row) work(row);
+    return;
+  }
   if (count <= kSerialRows) {
     pool_.barrier([&] {
       for (int row = 0; row < count; ++row) work(row);
@@ -47,6 +88,7 @@ void Engine::each_row(int t, int count, F&& work) {
 void Engine::forward(const Wanted& wanted) {
   const int m = static_cast<int>(rows_.size());
   quant_hidden_.rows = quant_attended_.rows = quant_ffn_.rows = m;
+  keeps_rows_ = part_ == nullptr && worth_keeping(m);
   plan_attention();
   // Layer by layer the count goes on from what the layers before would have left.
   next_task_.store((part_ != nullptr ? part_->first : 0) * (static_cast<int>(tasks_.size()) + pool_.size()));
@@ -73,7 +115,10 @@ void Engine::forward_thread(int t, const Wanted& wanted) {
     watch("self_attn.q_proj", normed_.data(), hidden);
     project_qkv(t, l);
     each_row(t, m, [&](int row) { rotate_and_store(row, layer, l); });
+    // Without `own_attention_` a token may see keys that another thread has made, and tasks go to anybody.
+    if (keeps_rows_ && !own_attention_) pool_.barrier();
     run_attention(t, l);
+    if (keeps_rows_ && !own_attention_) pool_.barrier();
     each_row(t, m, [&](int row) {
       finish_attention(row);
       const float* y = attended_.data() + static_cast<std::size_t>(row) * shape_.q_rows();
@@ -130,19 +175,23 @@ void Engine::norm(const float* x, const std::vector<float>& weight, float* y) co
   kernels_.rms_norm(x, weight.data(), static_cast<int>(weight.size()), shape_.rms_norm_eps, y);
 }
 
-// Row groups [g0, g1) of w times all rows of the batch.
+// Row groups [g0, g1) of w times the rows of the batch that are this thread's.
 void Engine::multiply(int t, const Matrix& w, int g0, int g1, const float* x, int x_stride,
                       const QuantRows& quantized, float* y, int y_stride) {
-  if (g0 >= g1) return;
+  const auto [first, last] = own_rows(t, quantized.rows);
+  if (g0 >= g1 || first >= last) return;
   const Profile::Scope scope = profile_.product(t, w);
+  const QuantRows own = part_of(quantized, first, last - first);
+  x += static_cast<std::size_t>(first) * x_stride;
+  y += static_cast<std::size_t>(first) * y_stride;
   switch (w.format) {
     case Format::palette:
-      return kernels_.matmul_palette(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
+      return kernels_.matmul_palette(w, g0, g1, own, y, y_stride, scratch_[t].data());
     case Format::int8:
-      return kernels_.matmul_int8(w, g0, g1, quantized, y, y_stride, scratch_[t].data());
+      return kernels_.matmul_int8(w, g0, g1, own, y, y_stride, scratch_[t].data());
     case Format::bf16:
       return kernels_.matmul_bf16(w, g0 * kGroupRows, std::min(g1 * kGroupRows, w.rows), x, x_stride,
-                                  quantized.rows, y, y_stride);
+                                  own.rows, y, y_stride);
   }
 }
 
@@ -163,7 +212,7 @@ void Engine::plan_adapters() {
   std::size_t by_row = 0, by_segment = 0, partials = 0;
   for (AdaptedRows& rows : adapted_) {
     const std::size_t needed = static_cast<std::size_t>(rows.count) * rows.adapter->max_partials();
-    rows.by_row = rows.count > kSegmentRows || needed > kMaxPartials;
+    rows.by_row = keeps_rows_ || rows.count > kSegmentRows || needed > kMaxPartials;
     std::size_t& next = rows.by_row ? by_row : by_segment;
     rows.first = next * lanes_;
     next += rows.count;
@@ -199,18 +248,26 @@ void Engine::lower(int t, int l, Source source, const float* x, int cols) {
                        static_cast<std::size_t>(a.segments()) * a.lanes, a.lanes);
       continue;
     }
-    const auto [r0, r1] = share(rows.count, t, pool_.size());
+    const auto [r0, r1] = lowered_rows(t, rows);
+    if (r0 >= r1) continue;
     float* u = lowered_.data() + rows.first + static_cast<std::size_t>(r0) * lanes_;
     kernels_.lower(a, 0, a.units(), from + static_cast<std::size_t>(r0) * cols, cols, r1 - r0, u, lanes_, 0);
     for (int row = r0; row < r1; ++row, u += lanes_)
       for (int lane = 0; lane < a.lanes; ++lane) u[lane] *= lowering.factors[lane];
   }
-  lowering_.arrive();
+  if (!keeps_rows_) lowering_.arrive();
+}
+
+// Of rows that are divided by row, those whose first half thread t makes.
+std::pair<int, int> Engine::lowered_rows(int t, const AdaptedRows& rows) const {
+  if (!keeps_rows_) return share(rows.count, t, pool_.size());
+  const auto [first, last] = own_rows(t, static_cast<int>(rows_.size()));
+  return {std::clamp(first - rows.row0, 0, rows.count), std::clamp(last - rows.row0, 0, rows.count)};
 }
 
 // Waits for the first half and adds up its segments, every thread for itself.
 void Engine::gather(int t, int l, Source source) {
-  if (adapted_.empty()) return;
+  if (adapted_.empty() || keeps_rows_) return;
   lowering_.wait((l * kSources + source + 1) * pool_.size());
   for (const AdaptedRows& rows : adapted_) {
     const Lowering& lowering = rows.adapter->lowering(l, source);
@@ -226,13 +283,15 @@ void Engine::gather(int t, int l, Source source) {
 void Engine::raise(int t, int l, std::initializer_list<Raised> outputs) {
   for (std::size_t i = 0; i < adapted_.size(); ++i) {
     const AdaptedRows& rows = adapted_[i];
-    const float* u = (rows.by_row ? lowered_.data() : gathered_[t].data()) + rows.first;
+    const auto [r0, r1] = keeps_rows_ ? lowered_rows(t, rows) : std::pair(0, rows.count);
+    const float* u = (rows.by_row ? lowered_.data() : gathered_[t].data()) + rows.first +
+                     static_cast<std::size_t>(r0) * lanes_;
     for (const Raised& out : outputs) {
       const Raising& raising = rows.adapter->raising(l, out.projection);
       if (i + 1 < adapted_.size()) fetch_group(adapted_[i + 1].adapter->raising(l, out.projection).b, out.g0);
-      if (raising.b.rank == 0 || out.g0 >= out.g1) continue;
-      kernels_.raise(raising.b, out.g0, out.g1, u + raising.lane, lanes_, rows.count,
-                     out.y + static_cast<std::size_t>(rows.row0) * out.stride, out.stride);
+      if (raising.b.rank == 0 || out.g0 >= out.g1 || r0 >= r1) continue;
+      kernels_.raise(raising.b, out.g0, out.g1, u + raising.lane, lanes_, r1 - r0,
+                     out.y + static_cast<std::size_t>(rows.row0 + r0) * out.stride, out.stride);
     }
   }
 }
@@ -241,7 +300,7 @@ void Engine::raise(int t, int l, std::initializer_list<Raised> outputs) {
 void Engine::project_qkv(int t, int l) {
   const Layer& layer = weights_.layers[l];
   const int total = layer.q.groups() + layer.k.groups() + layer.v.groups();
-  const auto [first, last] = share(total, t, pool_.size());
+  const auto [first, last] = own_groups(t, total);
   lower(t, l, kSourceQkv, normed_.data(), shape_.hidden);
   int group = 0, row = 0;
   for (const Matrix* w : {&layer.q, &layer.k, &layer.v}) {
@@ -265,15 +324,16 @@ void Engine::project_qkv(int t, int l) {
 // gate and up share their input; a thread finishes the rows that it computes.
 void Engine::project_gated(int t, int l) {
   const Layer& layer = weights_.layers[l];
-  const int ffn = shape_.ffn, m = quant_hidden_.rows;
-  const auto [g0, g1] = share(layer.gate.groups(), t, pool_.size());
+  const int ffn = shape_.ffn;
+  const auto [first, last] = own_rows(t, quant_hidden_.rows);
+  const auto [g0, g1] = own_groups(t, layer.gate.groups());
   const int r0 = g0 * kGroupRows, r1 = std::min(g1 * kGroupRows, ffn);
   lower(t, l, kSourceGated, normed_.data(), shape_.hidden);
   multiply(t, layer.gate, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, gate_.data(), ffn);
   multiply(t, layer.up, g0, g1, normed_.data(), shape_.hidden, quant_hidden_, up_.data(), ffn);
   gather(t, l, kSourceGated);
   raise(t, l, {{kGate, g0, g1, gate_.data(), ffn}, {kUp, g0, g1, up_.data(), ffn}});
-  for (int row = 0; row < m && r0 < r1; ++row) {
+  for (int row = first; row < last && r0 < r1; ++row) {
     float* gate = gate_.data() + static_cast<std::size_t>(row) * ffn;
     kernels_.swiglu(gate + r0, up_.data() + static_cast<std::size_t>(row) * ffn + r0, r1 - r0);
   }
@@ -283,13 +343,14 @@ void Engine::project_gated(int t, int l) {
 void Engine::project_residual(int t, int l, Projection projection, const float* x,
                               const QuantRows& quantized) {
   const Matrix& w = projection == kO ? weights_.layers[l].o : weights_.layers[l].down;
-  const auto [g0, g1] = share(w.groups(), t, pool_.size());
+  const auto [first, last] = own_rows(t, quantized.rows);
+  const auto [g0, g1] = own_groups(t, w.groups());
   lower(t, l, source_of(projection), x, w.cols);
   multiply(t, w, g0, g1, x, w.cols, quantized, y_.data(), w.rows);
   gather(t, l, source_of(projection));
   raise(t, l, {{projection, g0, g1, y_.data(), w.rows}});
   const int r0 = g0 * kGroupRows, count = (g1 - g0) * kGroupRows;
-  for (int row = 0; row < quantized.rows && count > 0; ++row) {
+  for (int row = first; row < last && count > 0; ++row) {
     const std::size_t offset = static_cast<std::size_t>(row) * w.rows + r0;
     kernels_.add(x_.data() + offset, y_.data() + offset, count);
   }
@@ -301,13 +362,19 @@ void Engine::project_head(int t, const Wanted& wanted) {
   const int count = static_cast<int>(wanted.rows.size());
   for (int done = 0; done < count; done += tile) {
     const int n = std::min(tile, count - done);
+    // What is wanted may be few rows, and of others than this thread.
+    if (keeps_rows_)
+      pool_.barrier([&] {
+        quant_head_.rows = n;
+        keeps_rows_ = worth_keeping(n);
+      });
     each_row(t, n, [&](int i) {
-      if (i == 0) quant_head_.rows = n; // one thread writes it; all read it after the barrier
+      if (i == 0 && !keeps_rows_) quant_head_.rows = n; // one writes it; all read it after the barrier
       float* y = head_input_.data() + static_cast<std::size_t>(i) * hidden;
       norm(x_.data() + static_cast<std::size_t>(wanted.rows[done + i]) * hidden, weights_.final_norm, y);
       if (packed(head)) kernels_.quantize(y, quant_head_, i);
     });
-    const auto [g0, g1] = share(head.groups(), t, pool_.size());
+    const auto [g0, g1] = own_groups(t, head.groups());
     multiply(t, head, g0, g1, head_input_.data(), hidden, quant_head_, logits_.data(), shape_.vocab);
     each_row(t, n, [&](int i) {
       wanted.use(done + i, logits_.data() + static_cast<std::size_t>(i) * shape_.vocab);

@@ -159,6 +159,35 @@ TEST_CASE("a mixed batch says what every request says alone") {
   }
 }
 
+// Large enough that threads keep their tokens: with contexts of about one length each attends for its own,
+// with others all share the work; so they do while a prompt lies with two of them.
+TEST_CASE("a large mixed batch says what every request says alone, with any number of threads") {
+  const ModelShape shape = small_shape();
+  Random random(26);
+  const auto tokens = [&](int count) { return random_tokens(shape, count, random); };
+  for (const Format format : {Format::palette, Format::bf16}) {
+    const Tensors model = random_model(shape, 8, format, format == Format::palette);
+    std::vector<std::shared_ptr<const Adapter>> adapters = {nullptr};
+    for (const int rank : {3, 16}) adapters.push_back(make_adapter(shape, random_adapter(shape, rank, rank)));
+    std::vector<Request> even, uneven;
+    for (int i = 0; i < 36; ++i) {
+      even.push_back({adapters[i / 9 % 3], tokens(random.integer(6, 12))});
+      uneven.push_back({adapters[i / 5 % 3], tokens(random.integer(1, 5))});
+    }
+    uneven[7].prompt = tokens(280); // more than one attention chunk
+    Engine alone(shape, model.map(), options("auto", 1));
+    for (const std::vector<Request>& requests : {even, uneven}) {
+      std::vector<std::vector<int>> expected;
+      for (const Request& r : requests) expected.push_back(greedy(alone, r.prompt, 4, r.adapter));
+      for (const int threads : {1, 2, 3}) {
+        CAPTURE(threads);
+        Engine engine(shape, model.map(), options("auto", threads, threads == 3));
+        REQUIRE(together(engine, requests, 4) == expected);
+      }
+    }
+  }
+}
+
 TEST_CASE("a prefix that is found in the cache gives the same tokens") {
   const ModelShape shape = small_shape();
   const Tensors model = random_model(shape, 9, Format::palette);
