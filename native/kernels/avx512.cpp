@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <bit>
 #include <type_traits>
 #include <utility>
 
@@ -88,7 +89,10 @@ struct Avx512 {
 constexpr int kPrefetch = 1536; // bytes ahead of the weight stream
 constexpr int kGemmTokens = 3;  // with 4 groups of rows: 12 products and 12 sums
 constexpr int kDirectTokens = 8;
-constexpr int kGemmFrom = 33; // tokens from which unpacking a tile of weights pays
+// Unpacking a tile of weights once for all tokens pays from so many tokens on, where the packed weights do
+// not stay in a core's own cache: else they are unpacked for eight tokens at a time.
+constexpr int kGemmFrom = 33;
+constexpr std::size_t kCachedBytes = std::size_t{1} << 19;
 
 // The intrinsic makes gcc 12 copy and spill its tied accumulator; this keeps all of them in registers.
 inline __m512i dot(__m512i acc, __m512i weights, const std::uint8_t* x) {
@@ -210,37 +214,6 @@ class TableCursor {
   const std::uint16_t* scale_ = nullptr;
 };
 
-// One group of rows against one token, straight from the packed weights; two accumulators of each plane.
-template <int Bits>
-void group_matvec(const Matrix& w, int g, const QuantRows& x, int m, float* y) {
-  const int blocks = x.blocks();
-  const std::uint8_t* line = w.data + g * w.group_bytes();
-  const std::uint8_t* q = x.q + m * 2 * static_cast<std::size_t>(x.cols);
-  const std::size_t low_plane = x.cols, first = static_cast<std::size_t>(m) * blocks;
-  TableCursor<Bits> table(w, g);
-  __m512 f = _mm512_setzero_ps();
-  for (int b = 0; b < blocks; ++b, q += kBlock) {
-    table.next();
-    __m512i high[2] = {_mm512_set1_epi32(x.offset[first + b])}, low[2] = {};
-    if (x.fine[first + b] != 0) {
-      each_step<Bits>(
-          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
-            high[step % 2] = dot(high[step % 2], v, q + 4 * step);
-            low[step % 2] = dot(low[step % 2], v, q + 4 * step + low_plane);
-          });
-    } else {
-      each_step<Bits>(
-          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
-            high[step % 2] = dot(high[step % 2], v, q + 4 * step);
-          });
-    }
-    const __m512i sum = _mm512_add_epi32(_mm512_slli_epi32(_mm512_add_epi32(high[0], high[1]), 7),
-                                         _mm512_add_epi32(low[0], low[1]));
-    f = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.scale[first + b] * table.scale), f);
-  }
-  store_rows(g, y, _mm512_mul_ps(f, row_scales(w, g)));
-}
-
 // M quantised rows side by side, so that a kernel reads them at fixed distances from one pointer.
 template <int M>
 struct SideBySide {
@@ -280,13 +253,15 @@ struct SideBySide {
 };
 
 // One group of rows against M tokens. The unpacked weights of a block are kept for the rows that need the low
-// plane, too.
+// plane, too; where most do, all get it in the same pass. Paths of their own are for many tokens: with few,
+// gcc 12 spills the more registers the more paths there are.
 template <int Bits, int M>
 void group_direct(const Matrix& w, int g, const SideBySide<M>& x, float* y, std::size_t y_stride) {
+  constexpr bool many = M > 5;
   const std::uint8_t* line = w.data + g * w.group_bytes();
   TableCursor<Bits> table(w, g);
-  alignas(64) __m512i kept[16];
   __m512 f[M];
+#pragma GCC unroll 8
   for (int m = 0; m < M; ++m) f[m] = _mm512_setzero_ps();
   for (int b = 0; b < w.cols / kBlock; ++b) {
     table.next();
@@ -295,25 +270,57 @@ void group_direct(const Matrix& w, int g, const SideBySide<M>& x, float* y, std:
     const auto* low = reinterpret_cast<const std::uint8_t*>(x.planes[1] + first);
     const unsigned fine = x.fine[b];
     __m512i acc[M];
+#pragma GCC unroll 8
     for (int m = 0; m < M; ++m) acc[m] = _mm512_set1_epi32(x.offsets[b * M + m]);
-    each_step<Bits>(
-        line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
-          kept[step] = v;
+    const auto fold = [&](int m, __m512i sum) __attribute__((always_inline)) {
+      f[m] =
+          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), _mm512_set1_ps(x.scales[b * M + m] * table.scale), f[m]);
+    };
+    if (many && fine == 0) {
+      each_step<Bits>(
+          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
 #pragma GCC unroll 8
-          for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, high + 4 * (step * M + m));
-        });
+            for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, high + 4 * (step * M + m));
+          });
 #pragma GCC unroll 8
-    for (int m = 0; m < M; ++m) {
-      if ((fine >> m & 1u) == 0) continue;
-      __m512i part[4] = {_mm512_slli_epi32(acc[m], 7)};
+      for (int m = 0; m < M; ++m) fold(m, acc[m]);
+    } else if (many && 2 * std::popcount(fine) > M) {
+      __m512i rest[M];
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) rest[m] = _mm512_setzero_si512();
+      each_step<Bits>(
+          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) {
+              acc[m] = dot(acc[m], v, high + 4 * (step * M + m));
+              rest[m] = dot(rest[m], v, low + 4 * (step * M + m)); // zero for the others
+            }
+          });
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        const __m128i shift = _mm_cvtsi32_si128((fine >> m & 1u) != 0 ? 7 : 0);
+        fold(m, _mm512_add_epi32(_mm512_sll_epi32(acc[m], shift), rest[m]));
+      }
+    } else {
+      alignas(64) __m512i kept[16];
+      each_step<Bits>(
+          line, table.entries, [&](int step, __m512i v) __attribute__((always_inline)) {
+            kept[step] = v;
+#pragma GCC unroll 8
+            for (int m = 0; m < M; ++m) acc[m] = dot(acc[m], v, high + 4 * (step * M + m));
+          });
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) {
+        if ((fine >> m & 1u) == 0) continue;
+        __m512i part[4] = {_mm512_slli_epi32(acc[m], 7)};
 #pragma GCC unroll 16
-      for (int step = 0; step < 16; ++step)
-        part[step % 4] = dot(part[step % 4], kept[step], low + 4 * (step * M + m));
-      acc[m] = _mm512_add_epi32(_mm512_add_epi32(part[0], part[1]), _mm512_add_epi32(part[2], part[3]));
+        for (int step = 0; step < 16; ++step)
+          part[step % 4] = dot(part[step % 4], kept[step], low + 4 * (step * M + m));
+        acc[m] = _mm512_add_epi32(_mm512_add_epi32(part[0], part[1]), _mm512_add_epi32(part[2], part[3]));
+      }
+#pragma GCC unroll 8
+      for (int m = 0; m < M; ++m) fold(m, acc[m]);
     }
-    for (int m = 0; m < M; ++m)
-      f[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[m]), _mm512_set1_ps(x.scales[b * M + m] * table.scale),
-                             f[m]);
   }
   for (int m = 0; m < M; ++m) store_rows(g, y + m * y_stride, _mm512_mul_ps(f[m], row_scales(w, g)));
 }
@@ -455,7 +462,8 @@ void gemm(const Matrix& w, int g0, const QuantRows& x, float* y, std::size_t y_s
 template <int Bits>
 void matmul(const Matrix& w, int g0, int g1, const QuantRows& x, float* y, std::size_t y_stride,
             std::uint8_t* scratch) {
-  if (x.rows < kGemmFrom) return direct<Bits>(w, g0, g1, x, y, y_stride, scratch);
+  if (x.rows < kGemmFrom || (g1 - g0) * w.group_bytes() <= kCachedBytes)
+    return direct<Bits>(w, g0, g1, x, y, y_stride, scratch);
   int g = g0;
   for (; g + 4 <= g1; g += 4) gemm<Bits, 4>(w, g, x, y, y_stride, scratch);
   for (; g + 2 <= g1; g += 2) gemm<Bits, 2>(w, g, x, y, y_stride, scratch);
