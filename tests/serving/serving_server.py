@@ -71,10 +71,13 @@ class Running:
 
 
 @contextmanager
-def serving(model: Model, **settings: Any) -> Iterator[Running]:
-    """The model stays the caller's, but a server starts its scheduler: one server per model at a time."""
+def serving(model: Model, *, send_buffer: int | None = None, **settings: Any) -> Iterator[Running]:
+    """The model stays the caller's, but a server starts its scheduler: one server per model at a time.
+    send_buffer: bytes that the kernel keeps for a reader, of each connection; by default some megabytes."""
     options = ServerSettings(**{"port": 0, **settings})
     listener = bound_socket(options)
+    if send_buffer is not None:  # connections inherit it
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
     listener.listen(128)
     app = create_app(model, options)
     server = make_server(app, options)

@@ -178,13 +178,14 @@ class TestVanishedClients:
             connection.close()
             until(running.idle)
 
-    def test_one_that_reads_nothing_is_dropped(self, model: Model) -> None:
-        with serving(model, stall_seconds=0.3, max_running=1) as running:
+    def test_one_that_reads_nothing_is_dropped(self, slow_model: Model) -> None:
+        with serving(slow_model, send_buffer=4096, stall_seconds=0.3, max_running=1) as running:
             body = {**LONG, "stream": True, "logprobs": True}
             connection = send(running, {**body, "top_logprobs": 20}, receive_buffer=4096)
-            until(lambda: model.scheduler.stats().running == 1)
+            until(lambda: slow_model.scheduler.stats().running == 1)
             until(running.idle)
-            assert model.scheduler.stats().finished["cancelled"] == 1
+            assert slow_model.scheduler.stats().finished["cancelled"] == 1
+            assert slow_model.scheduler.stats().new_tokens < 2000
             connection.close()
 
 
