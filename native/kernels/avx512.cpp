@@ -222,8 +222,6 @@ struct SideBySide {
   const std::int32_t* offsets;   // [K/64][M]
   const std::uint8_t* fine;      // [K/64]: bit m: row m needs the low plane
 
-  static std::size_t bytes(int cols) { return (2 * M + M / 8 + 1) * static_cast<std::size_t>(cols); }
-
   SideBySide(const QuantRows& x, int m0, std::uint8_t* memory) {
     const int steps = x.cols / 4, blocks = x.blocks();
     auto* high = reinterpret_cast<std::int32_t*>(memory);

@@ -222,7 +222,6 @@ TEST_CASE("a page that only begins alike is copied, wherever it is, and gives th
   Random random(29);
   const auto adapter = make_adapter(shape, random_adapter(shape, 4, 1));
   const Tokens prompt = random_tokens(shape, 40, random);
-  Engine plain(shape, model.map(), options("auto", 2));
   for (const Format kv_cache : {Format::bf16, Format::int8}) {
     EngineOptions sharing = options("auto", 2, true);
     sharing.partial_pages = true;
@@ -283,7 +282,6 @@ TEST_CASE("a copy of a page that begins alike is made where there is room, else 
   CHECK(engine.length(third) == 0);
   engine.free_sequence(second);
   CHECK(engine.step({StepInput{third, prompt, {}, {}}}).at(0).at(0) == said);
-  // The only page that can be evicted is the one to copy from.
   engine.free_sequence(first);
   engine.free_sequence(third);
   CHECK(engine.free_tokens() == 48);
